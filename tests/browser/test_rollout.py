@@ -20,7 +20,7 @@ from tests.browser.conftest import NewTab
 from tests.clients.proxy import BUFFER, Proxy
 from tests.support.client import ask, basic
 from tests.support.images import image_body, push, put
-from tests.support.process import Mayfly, remove_tree
+from tests.support.process import PATIENCE, Mayfly, remove_tree
 
 LAYER = 3 << 20
 NODES = ("127.0.0.11", "127.0.0.12", "127.0.0.13")
@@ -187,7 +187,7 @@ def test_an_upgrade_from_login_to_print(server: Mayfly, new_tab: NewTab, tmp_pat
     tab.says("[aria-label='One node'] h2", "127.0.0.1")
     for thread in pulling:
         thread.join(180)
-    assert server.popen.wait(60) == 0
+    assert server.popen.wait(PATIENCE) == 0
     tab.says("#connection", "Ended")
     tab.says("h1", "3 of 3 nodes have every image")
     tab.says(".lead", "The server has ended")
@@ -241,7 +241,7 @@ def test_a_cut_line_a_removed_user_and_a_stop(
         admin.accessible()
         admin.picture("stop")
         admin.page.click("button.danger")
-        assert server.popen.wait(60) == 3, "not every node has every image"
+        assert server.popen.wait(PATIENCE) == 3, "not every node has every image"
         admin.says("#connection", "Ended")
         admin.says(".lead", "admin asked for it")
         admin.clean()

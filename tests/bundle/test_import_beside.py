@@ -21,7 +21,7 @@ from mayfly.storage.upkeep.verify import verify
 from tests.bundle.builders import Layout, layers
 from tests.registry.test_collecting import Pusher
 from tests.support.commands import command_line, environment, mayfly
-from tests.support.process import Mayfly
+from tests.support.process import PATIENCE, Mayfly
 
 IMAGES = 30
 
@@ -64,7 +64,7 @@ def test_beside_a_server(
         thread.start()
     try:
         imports = [start_import(bundle, server.root) for _ in range(2)]
-        ended = [process.communicate(timeout=120) for process in imports]
+        ended = [process.communicate(timeout=PATIENCE) for process in imports]
     finally:
         done.set()
         for thread in threads:

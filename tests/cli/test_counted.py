@@ -15,7 +15,7 @@ from mayfly.storage.text import counted, counted_of
 from tests.bundle.builders import Layout
 from tests.support.commands import environment, mayfly
 from tests.support.images import digest_of
-from tests.support.process import REPO, Mayfly
+from tests.support.process import PATIENCE, REPO, Mayfly
 
 IMAGE = "quay.io/team/app:1"
 NOWHERE = "127.0.0.1:1/team/none:1"
@@ -141,7 +141,7 @@ def test_one_node_and_one_image(layout: Layout, tmp_path: Path) -> None:
             _said(mayfly("wait", "--covered", "--timeout", "0s", *state)),
             _said(mayfly("stop", *state)),
         )
-        assert server.popen.wait(30) == 3
+        assert server.popen.wait(PATIENCE) == 3
         check(server.output())
         assert "0 of 1 node" in server.output()
     finally:

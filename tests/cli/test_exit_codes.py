@@ -9,14 +9,13 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
 
 from mayfly.registry.exit_codes import MEANINGS, OTHERS, Exit, describe
 from tests.support.commands import command_line, environment, mayfly, started
-from tests.support.process import PATIENCE, REPO, Process
+from tests.support.process import PATIENCE, REPO, Process, poll
 
 Words = list[str | Path]
 
@@ -39,7 +38,7 @@ def uncovered(tmp_path: Path, options: Words) -> Words:
 def _started(tmp_path: Path, *words: str | Path) -> Process:
     """A server that is ready."""
     process = Process(command_line(*words), tmp_path / "log", env=environment(), cwd=REPO)
-    process.wait_for(lambda: (tmp_path / "state/ready.json").exists(), 60)
+    process.wait_for(lambda: (tmp_path / "state/ready.json").exists())
     return process
 
 
@@ -47,7 +46,7 @@ def test_done(tmp_path: Path, options: Words) -> None:
     """0: stopped on request, with nothing asked for that is missing."""
     server = _started(tmp_path, "serve", *options)
     stop = mayfly("stop", "--state-dir", tmp_path / "state")
-    assert (stop.returncode, server.popen.wait(30)) == (Exit.DONE, Exit.DONE)
+    assert (stop.returncode, server.popen.wait(PATIENCE)) == (Exit.DONE, Exit.DONE)
     assert mayfly("run", *options, "--", "true").returncode == Exit.DONE
 
 
@@ -71,7 +70,7 @@ def test_incomplete_coverage_of_a_server(tmp_path: Path, uncovered: Words, endin
         (tmp_path / "stop").touch()
     else:
         server.popen.send_signal(signal.Signals[ending])
-    assert server.popen.wait(30) == Exit.INCOMPLETE, server.describe()
+    assert server.popen.wait(PATIENCE) == Exit.INCOMPLETE, server.describe()
     assert f"report: {tmp_path}/state/report.json" in server.output()
 
 
@@ -90,7 +89,7 @@ def test_incomplete_coverage_of_run(tmp_path: Path, uncovered: Words, ending: st
         assert mayfly("stop", "--state-dir", tmp_path / "state").returncode == Exit.INCOMPLETE
     else:
         server.popen.send_signal(signal.Signals[ending])
-    assert server.popen.wait(30) == Exit.INCOMPLETE, server.describe()
+    assert server.popen.wait(PATIENCE) == Exit.INCOMPLETE, server.describe()
 
 
 def test_usage() -> None:
@@ -107,7 +106,7 @@ def test_wait_timed_out(tmp_path: Path, uncovered: Words) -> None:
     expected = "mayfly: timed out after 1s: 0 of 2 nodes covered; missing: node-a, node-b\n"
     assert (wait.returncode, wait.stdout, wait.stderr) == (Exit.INCOMPLETE, "", expected)
     server.popen.send_signal(signal.SIGTERM)
-    assert server.popen.wait(30) == Exit.INCOMPLETE
+    assert server.popen.wait(PATIENCE) == Exit.INCOMPLETE
 
 
 def test_storage(tmp_path: Path) -> None:
@@ -162,14 +161,16 @@ def test_run_hands_on_the_code_of_its_command(tmp_path: Path, options: Words) ->
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted(tmp_path: Path, number: signal.Signals, code: int) -> None:
     """130 and 143: a command that was interrupted says nothing more."""
+    signals = 1 << (signal.SIGTERM - 1) | 1 << (signal.SIGINT - 1)
     with started("wait", "--ready", "--state-dir", tmp_path) as waiting:
-        for _ in range(600):  # until it has taken the signals over and waits
-            if b"wait" in Path(f"/proc/{waiting.pid}/cmdline").read_bytes():
-                status = Path(f"/proc/{waiting.pid}/status").read_text()
-                caught = int(status.split("SigCgt:")[1].split()[0], 16)
-                if caught & (1 << (signal.SIGTERM - 1)) and caught & (1 << (signal.SIGINT - 1)):
-                    break
-            time.sleep(0.05)
+
+        def catches_signals() -> bool:
+            if b"wait" not in Path(f"/proc/{waiting.pid}/cmdline").read_bytes():
+                return False
+            status = Path(f"/proc/{waiting.pid}/status").read_text()
+            return int(status.split("SigCgt:")[1].split()[0], 16) & signals == signals
+
+        poll(catches_signals)
         waiting.send_signal(number)
         _, errors = waiting.communicate(timeout=PATIENCE)
     assert (waiting.returncode, errors) == (code, "")

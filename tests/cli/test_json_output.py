@@ -37,7 +37,7 @@ from tests.support.client import basic
 from tests.support.commands import command_line, environment, mayfly, run_mayfly
 from tests.support.images import digest_of
 from tests.support.packing import stand_in
-from tests.support.process import REPO, Mayfly
+from tests.support.process import PATIENCE, REPO, Mayfly
 
 SCHEMA = json.loads((REPO / "docs/commands.schema.json").read_text())
 PAGE = (REPO / "docs/commands.md").read_text()
@@ -207,7 +207,7 @@ def test_commands_of_a_server(server: Mayfly, tmp_path: Path) -> None:
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(request, timeout=30)
     check("stop", output("stop", *state, code=3))
-    assert server.popen.wait(30) == 3
+    assert server.popen.wait(PATIENCE) == 3
     check("report", json.loads((server.state_dir / "report.json").read_text()))
     lines = [json.loads(line) for line in server.output().splitlines()]
     for line in lines:

@@ -27,7 +27,7 @@ from tests.bundle.makers import seekable
 from tests.support.commands import assert_refused, environment, mayfly, run_mayfly
 from tests.support.images import digest_of
 from tests.support.packing import PARTS, command_line_of, pack, stand_in
-from tests.support.process import Process
+from tests.support.process import Process, text_of
 
 LAYER = layers("one")[0]
 NOISE = Table(PAGE, PAGE, Place(0, 9), Place(9, 9)).encode()
@@ -397,7 +397,7 @@ def test_it_serves_itself(tmp_path: Path, bundle: Path) -> None:
     for words, found in (((), ["team/app"]), (("serve", other), ["team/app", "team/other"])):
         server = Process(command_line_of(packed, *words), tmp_path / "log", env=environment())
         try:
-            url = json.loads(server.wait_for(lambda: _text(ready), 60))["url"]
+            url = json.loads(server.wait_for(lambda: text_of(ready)))["url"]
             with urllib.request.urlopen(f"{url}/v2/_catalog", timeout=30) as answer:
                 assert json.load(answer)["repositories"] == found
             blob = f"{url}/v2/team/app/blobs/{digest_of(LAYER)}"
@@ -406,10 +406,6 @@ def test_it_serves_itself(tmp_path: Path, bundle: Path) -> None:
         finally:
             server.stop()
         assert not ready.exists()
-
-
-def _text(path: Path) -> str | None:
-    return path.read_text() if path.exists() else None
 
 
 @pytest.mark.parametrize("line", ["", "#!/bin/sh -e\n", "#!/usr/bin/env bash\n"])

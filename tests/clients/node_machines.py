@@ -197,7 +197,7 @@ class Machine:
                     self._end_others()
                 process.popen.terminate()
                 try:
-                    process.popen.wait(30)
+                    process.popen.wait(PATIENCE)
                 except subprocess.TimeoutExpired:
                     process.popen.kill()
                     process.popen.wait(PATIENCE)
@@ -229,7 +229,7 @@ class Machine:
             f"SetEnv PATH={first}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin{more}\n"
         )
         daemon = self._run("sshd", "/usr/sbin/sshd", "-D", "-e", "-f", config)
-        daemon.wait_for(lambda: self.ssh("true", "").returncode == 0, deadline=30)
+        daemon.wait_for(lambda: self.ssh("true", "").returncode == 0)
 
     def _start_containerd(self, config_path: bool) -> None:
         need("containerd", "ctr", directory=self._first[0] if self._first else None)
@@ -249,7 +249,7 @@ class Machine:
         )
         daemon = self._run("containerd", "containerd", "--config", place)
         answered = ["crictl", "-r", f"unix://{self._socket}", "images"]
-        daemon.wait_for(lambda: self._succeeds(*answered), deadline=60)
+        daemon.wait_for(lambda: self._succeeds(*answered))
 
     def _start_docker(self) -> None:
         need("docker", "runc")
@@ -263,7 +263,7 @@ class Machine:
             f"--data-root={self.directory}/docker",
             "--exec-root=/run/docker-exec",
         )
-        daemon.wait_for(lambda: self._succeeds("docker", "info"), deadline=90)
+        daemon.wait_for(lambda: self._succeeds("docker", "info"))
 
     def _configure_podman(self) -> None:
         need("podman")
@@ -293,7 +293,7 @@ class Machine:
         )
         self.crio = self._run("crio", "crio")
         answered = ["crictl", "-r", f"unix://{CRIO_SOCKET}", "version"]
-        self.crio.wait_for(lambda: self._succeeds(*answered), deadline=60)
+        self.crio.wait_for(lambda: self._succeeds(*answered))
 
     def _succeeds(self, *words: str) -> bool:
         done = subprocess.run(

@@ -23,7 +23,7 @@ from typing import Any
 from tests.clients.layout import Layout, layer
 from tests.clients.programs import Client, wait_for_answer
 from tests.security.node import ADDRESS, Node, NodeContainerd, NodeDockerd
-from tests.support.process import REPO, Process, find_program
+from tests.support.process import REPO, Process, find_program, text_of
 
 EXAMPLE = REPO / "examples" / "upgrade"
 IMAGES = ("shop/database:2", "shop/web:2", "shop/worker:2")
@@ -157,9 +157,7 @@ class Scenario:
     def wait_for_line(self, process: Process, line: str) -> None:
         """Wait until the script has written a line."""
         log = self.directory / "upgrade.log"
-        process.wait_for(
-            lambda: log.exists() and line in log.read_text().splitlines(), deadline=_TIMEOUT
-        )
+        process.wait_for(lambda: line in text_of(log).splitlines(), deadline=_TIMEOUT)
 
     def script_output(self) -> str:
         """What the script printed."""

@@ -11,7 +11,7 @@ from mayfly.registry.control.client import ask
 from mayfly.registry.coverage.states import State
 from tests.clients.images import Images
 from tests.clients.programs import Client, Containerd, Cri, Dockerd
-from tests.support.process import Mayfly, poll
+from tests.support.process import PATIENCE, Mayfly, poll
 
 NODE = "127.0.0.1"
 Pull = Callable[[str], object]
@@ -39,7 +39,7 @@ def registries(
 
     def second() -> Mayfly:
         first.popen.terminate()
-        first.popen.wait(30)
+        first.popen.wait(PATIENCE)
         return start_mayfly(*options, state_dir=scratch / "second", listen=first.host)
 
     yield first, second
@@ -65,7 +65,7 @@ def check(pull: Pull, registries: Registries) -> None:
     wait_for(again, State.CLAIMED)
     # Terminated here: coverage is not complete, and that is an exit code of its own.
     again.popen.terminate()
-    again.popen.wait(30)
+    again.popen.wait(PATIENCE)
 
 
 @pytest.fixture
@@ -122,4 +122,4 @@ def test_programs_that_look(skopeo: Client, crane: Client, registries: Registrie
     crane("digest", "--insecure", f"{server.host}/claims/app:1")
     wait_for(server, State.INCOMPLETE)
     server.popen.terminate()
-    server.popen.wait(30)
+    server.popen.wait(PATIENCE)

@@ -16,7 +16,7 @@ import pytest
 from tests.clients.images import Images
 from tests.clients.programs import Client, Containerd
 from tests.support.commands import run_mayfly
-from tests.support.process import Mayfly
+from tests.support.process import PATIENCE, Mayfly
 from tests.support.programs import versions
 
 PLAIN = "--plain-http"
@@ -157,7 +157,7 @@ def test_hub_name_comes_from_a_bundle(
     server = start_mayfly(str(bundle), *SECURE, *until_node_has(scratch, HUB_NAME))
     hosts = hosts_directory(server, scratch / "certs.d", "--node", "node-1")
     ctr("images", "pull", "--hosts-dir", hosts, HUB_NAME)
-    assert server.popen.wait(60) == 0, server.describe()
+    assert server.popen.wait(PATIENCE) == 0, server.describe()
     assert "node-1" in server.output()
     assert images.digest("small") in ctr("images", "ls", f"name=={HUB_NAME}")
     manifest = images.manifest("small")
@@ -248,7 +248,7 @@ def test_layers_fetched_in_parts_side_by_side(
             assert content(daemon.ctr, layer["digest"]) == layer["digest"]
     finally:
         daemon.stop()
-    assert server.popen.wait(60) == 0, server.describe()
+    assert server.popen.wait(PATIENCE) == 0, server.describe()
     report = (server.state_dir / "report.json").read_text()
     assert '"failed"' not in report
     assert "cut: " not in server.output()

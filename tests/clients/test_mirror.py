@@ -18,7 +18,7 @@ import pytest
 from tests.clients.conftest import version_id
 from tests.clients.images import Images
 from tests.clients.programs import Client, Containerd, Distribution, Dockerd
-from tests.support.process import Mayfly, Process, need_root
+from tests.support.process import PATIENCE, Mayfly, Process, need_root
 from tests.support.programs import versions
 
 BUNDLED = {"docker.io/library/nginx:1.0": "small", "quay.io/team/tool:1": "small"}
@@ -117,7 +117,7 @@ def test_containerd(each_containerd: Containerd, world: World, scratch: Path) ->
         assert name in found
         ctr("images", "rm", "--sync", name)
     # Covered: the server ends by itself, and with 0.
-    assert world.server.popen.wait(60) == 0
+    assert world.server.popen.wait(PATIENCE) == 0
     report = json.loads((world.server.state_dir / "report.json").read_text())
     assert report["reason"] == "covered"
     used = {one["host"]: one for one in report["upstreams"]}
@@ -141,7 +141,7 @@ def test_podman(podman: Client, world: World, home: Path, scratch: Path) -> None
     for name in (*NAMES, "nginx:1.27"):
         mirrored("pull", name)
     mirrored("image", "rm", "--all", "--force")
-    assert world.server.popen.wait(60) == 0
+    assert world.server.popen.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize("version", ["", *versions("docker")], ids=version_id)
@@ -163,7 +163,7 @@ def test_docker(
         docker("image", "inspect", "nginx:1.27")
     finally:
         daemon.stop()
-    assert world.server.popen.wait(60) == 0
+    assert world.server.popen.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize("version", versions("docker"), ids=version_id)
@@ -183,7 +183,7 @@ def test_docker_by_hosts(version: str, world: World, workspace: Path, home: Path
             daemon.docker("pull", name)
     finally:
         daemon.stop()
-    assert world.server.popen.wait(60) == 0
+    assert world.server.popen.wait(PATIENCE) == 0
 
 
 def test_upstreams_gone(podman: Client, world: World, home: Path, crane: Client) -> None:

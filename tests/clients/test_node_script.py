@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import tarfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -18,7 +17,7 @@ from tests.clients.layout import Layout
 from tests.clients.node_machines import GATEWAY, Machine, events
 from tests.nodes.test_script import CHANGING
 from tests.support.commands import mayfly
-from tests.support.process import Mayfly
+from tests.support.process import Mayfly, poll
 
 KILLER = """#!/bin/sh
 # Run the program of this name; kill all of the session at call number $KILL_AT, before it, or after
@@ -114,6 +113,10 @@ def _lose_parts(machine: Machine, script: str, bundle: Path) -> None:
         assert machine.ssh("sh -s -- pull", script).returncode == 0
 
 
+def _verified(machine: Machine, script: str) -> str:
+    return machine.ssh("sh -s -- verify", script).stdout
+
+
 @pytest.mark.parametrize("kind", MACHINES)
 def test_from_apply_to_revert(network: None, bundle: Path, tmp_path: Path, kind: str) -> None:
     """Trust, pull, pin, prove over ssh; then unpin and revert: as it was."""
@@ -137,9 +140,7 @@ def test_from_apply_to_revert(network: None, bundle: Path, tmp_path: Path, kind:
                 assert "note: CRI-O reads" in done.stderr
                 # What `systemctl reload crio` does; it takes effect a little later.
                 os.kill(machine.crio.pid, signal.SIGHUP)
-                time.sleep(2)
-                told = machine.ssh("sh -s -- verify", script).stdout
-                assert told.count("pinned,   present") == 2, told
+                poll(lambda: _verified(machine, script).count("pinned,   present") == 2)
             pinned = "containerd" in kind and MACHINES[kind]["containerd"] != ""
             # The program crio may be there without running.
             can_pin = "containerd" in kind or "CRI-O" in done.stderr

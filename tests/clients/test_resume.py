@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.client import Answer, ask
-from tests.support.process import Mayfly
+from tests.support.process import PATIENCE, Mayfly
 
 CHUNK = 5_000_000
 HALF = CHUNK // 2
@@ -145,7 +145,7 @@ def test_server_stopped_within_a_chunk(start: Callable[..., Mayfly]) -> None:
         ask_to_stop(server)
         connection.sendall(BLOB[CHUNK + HALF : 2 * CHUNK])
         assert connection.recv(4096).startswith(b"HTTP/1.1 202 ")
-    assert server.popen.wait(30) == 0
+    assert server.popen.wait(PATIENCE) == 0
     restarted = start(listen=server.host)
     assert ask_offset(restarted, location) == 2 * CHUNK
     finish(restarted, location, 2 * CHUNK)
@@ -158,7 +158,7 @@ def test_server_told_twice_to_stop_within_a_chunk(start: Callable[..., Mayfly]) 
     with send_half_a_chunk(server, location):
         ask_to_stop(server)
         server.popen.send_signal(signal.SIGTERM)
-        assert server.popen.wait(30) == 128 + signal.SIGTERM
+        assert server.popen.wait(PATIENCE) == 128 + signal.SIGTERM
     restarted = start(listen=server.host)
     offset = ask_offset(restarted, location)
     assert CHUNK <= offset <= CHUNK + HALF

@@ -158,7 +158,7 @@ def pull(
         skopeo("copy", "--preserve-digests", "--dest-tls-verify=false", source, target)
         argv = [docker.program or "", *docker.options, "pull", f"{line.host}/drain/debian:1"]
         process = Process(argv, scratch / "pull.log", env=docker.env)
-        process.wait_for(lambda: line.passed > 4 * 2**20, deadline=60)
+        process.wait_for(lambda: line.passed > 4 * 2**20)
         return process
 
     return begin
@@ -180,8 +180,8 @@ def test_stop_lets_a_docker_pull_end(
             "inspect", "--tls-verify=false", f"docker://{server.host}/drain/debian:1"
         )
         assert "shutting down" in refused or "503" in refused, refused
-        assert pulling.popen.wait(120) == 0, pulling.describe()
-    assert server.popen.wait(30) == 0, server.describe()
+        assert pulling.popen.wait(PATIENCE) == 0, pulling.describe()
+    assert server.popen.wait(PATIENCE) == 0, server.describe()
     docker("image", "rm", f"{line.host}/drain/debian:1")
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.clients.rehearsal import steady_text
+from tests.support.process import PATIENCE
 
 _BLOCK = re.compile(r"(?ms)^```console\n(.*?)^```$")
 _MARK = "--- the command ended:"
@@ -71,7 +72,7 @@ class Shell:
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
-            self._process.wait(30)
+            self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(10)

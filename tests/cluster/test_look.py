@@ -17,7 +17,7 @@ from mayfly.registry.cluster.placement import cluster_node
 from mayfly.registry.nodes.kubectl import Kubectl, is_name
 from mayfly.registry.nodes.script import reading_script
 from mayfly.registry.nodes.target import Target
-from tests.support.process import need
+from tests.support.process import PATIENCE, need
 
 ASKED: list[tuple[str, ...]] = []
 
@@ -76,7 +76,7 @@ def test_script_ends_while_its_input_stays_open(end: str) -> None:
         try:
             shell.stdin.write(script.encode())
             shell.stdin.flush()
-            assert shell.wait(120) == 0
+            assert shell.wait(PATIENCE) == 0
             assert b" done yes\n" in shell.stdout.read()
         finally:
             shell.kill()

@@ -21,7 +21,7 @@ from mayfly.registry.nodes.pod_objects import PodNode
 from tests.bundle.builders import Layout
 from tests.cluster.conftest import HOST, RECORDED
 from tests.support.commands import environment, mayfly, run_mayfly
-from tests.support.process import REPO, Mayfly, free_port
+from tests.support.process import PATIENCE, REPO, Mayfly, free_port
 
 KUBECTL = r"""#!/bin/sh
 # kubectl that answers with recorded documents, as they are after a change; DENIED forbids a word.
@@ -470,7 +470,7 @@ def test_server_goes_on_and_reports(tmp_path: Path) -> None:
         status = json.loads(run_mayfly("status", "--json", "--state-dir", upgrade.server.state_dir))
         assert status["coverage"]["complete"] and status["ends"] == []
         run_mayfly("stop", "--state-dir", upgrade.server.state_dir)
-        assert upgrade.server.popen.wait(60) == 0
+        assert upgrade.server.popen.wait(PATIENCE) == 0
         report = json.loads((upgrade.server.state_dir / "report.json").read_text())
         assert report["safe_to_stop"]["safe"] is True
         assert "safe to stop: yes, at " in upgrade.server.output()
@@ -485,7 +485,7 @@ def test_server_that_ends_meanwhile(tmp_path: Path) -> None:
         code, out, err = upgrade.wait(*words, path=f"{tmp_path}:{os.environ['PATH']}")
         assert (code, json.loads(out)["reached"]) == (3, False)
         assert "the report will not have this answer" in err
-        assert upgrade.server.popen.wait(60) == -9
+        assert upgrade.server.popen.wait(PATIENCE) == -9
 
 
 @pytest.mark.parametrize(

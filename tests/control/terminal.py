@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from mayfly.registry.control.live_text import cells
 from tests.support.commands import command_line, environment
+from tests.support.process import PATIENCE
 
 _ON_TERMINAL = """
 import fcntl, os, sys, termios
@@ -171,7 +172,7 @@ class Terminal:
     def close(self) -> None:
         """End the process if it still runs."""
         self.process.kill()
-        self.process.wait(30)
+        self.process.wait(PATIENCE)
         os.close(self._master)
 
     def _read(self, seconds: float) -> bool:

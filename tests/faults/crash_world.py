@@ -312,7 +312,7 @@ class World:
             return {f"sha256:{path.parent.name}" for path in _files(base / "blobs")}
 
         wanted = referenced - self._below
-        server.wait_for(lambda: stored() - self._below == wanted, 60)
+        server.wait_for(lambda: stored() - self._below == wanted)
         for link in (base / "repositories").glob("**/_layers/*/*/link"):
             assert link.read_text() in referenced | self._below, link
 

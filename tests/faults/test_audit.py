@@ -19,7 +19,7 @@ from tests.faults import disk_mounts
 from tests.faults.disk_mounts import fill, tmpfs
 from tests.support.client import ask
 from tests.support.commands import mayfly, run_mayfly
-from tests.support.process import Mayfly
+from tests.support.process import PATIENCE, Mayfly
 
 Start = Callable[..., Mayfly]
 
@@ -90,7 +90,7 @@ def test_kill_under_load(start_mayfly: Start, workspace: Path) -> None:
         server = start_mayfly(*options, state_dir=state, root=workspace / "root")
         with load(server.host):
             enough = last + 200
-            server.wait_for(lambda enough=enough: _events(audit) > enough, 60)
+            server.wait_for(lambda enough=enough: _events(audit) > enough)
             time.sleep(chosen.uniform(0, 0.2))
             seen = _events(audit)
             server.kill()
@@ -123,7 +123,7 @@ def test_kill_on_a_full_disk(workspace: Path) -> None:
         _ask(server, audit, 5)
         ballast = fill(disk, leave=0)
         with load(server.host):
-            server.popen.wait(60)
+            server.popen.wait(PATIENCE)
         assert server.popen.returncode == -9
         whole, _, torn = audit.read_bytes().rpartition(b"\n")
         assert torn
@@ -137,10 +137,10 @@ def test_kill_on_a_full_disk(workspace: Path) -> None:
         server = Mayfly(root, state, *options, env=plain)
         try:
             assert ask(server.host, "GET", "/v2/").status == 200
-            server.wait_for(lambda: "cannot be written" in server.output(), 60)
+            server.wait_for(lambda: "cannot be written" in server.output())
             assert verified(audit)["cuts"] == [cut]
             ballast.unlink()
-            server.wait_for(lambda: "is written again" in server.output(), 60)
+            server.wait_for(lambda: "is written again" in server.output())
             assert server.stop() == 0
         finally:
             server.kill()
@@ -158,4 +158,4 @@ def test_kill_on_a_full_disk(workspace: Path) -> None:
 def _ask(server: Mayfly, audit: Path, count: int) -> None:
     for _ in range(count):
         assert ask(server.host, "GET", "/v2/_catalog").status == 200
-    server.wait_for(lambda: _events(audit) > count, 60)
+    server.wait_for(lambda: _events(audit) > count)

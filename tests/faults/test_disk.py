@@ -18,7 +18,7 @@ from tests.faults.disk_pushes import Pushes, Refused, noise
 from tests.faults.flood_load import LONG
 from tests.support.commands import mayfly
 from tests.support.images import digest_of
-from tests.support.process import Mayfly
+from tests.support.process import PATIENCE, Mayfly
 
 Start = Callable[..., Mayfly]
 
@@ -291,7 +291,7 @@ def test_state_directory_fills_up(start_mayfly: Start, place: Path) -> None:
         client.push("app", "2", noise(1000, 2))
         client.check()
         server.popen.terminate()
-        assert server.popen.wait(30) == Exit.INCOMPLETE  # no node pulled anything
+        assert server.popen.wait(PATIENCE) == Exit.INCOMPLETE  # no node pulled anything
         assert "Traceback" not in server.output(), server.output()
         # Leaving gave some room back; where that is too little the report is shown all the same.
         assert "ended because it received SIGTERM" in server.output()

@@ -26,7 +26,7 @@ from tests.faults.flood_load import (
 )
 from tests.support.commands import command_line
 from tests.support.images import digest_of
-from tests.support.process import REPO, Mayfly, Process, need, need_root
+from tests.support.process import PATIENCE, REPO, Mayfly, Process, need, need_root
 
 Start = Callable[..., Mayfly]
 
@@ -108,7 +108,7 @@ def test_half_open(
         found = json.loads(subprocess.run(control, capture_output=True, check=True).stdout)
         tell(f"while it is there: {found.get('requests', found)}")
         run("ip", "link", "set", f"{namespace}a", "down")
-        assert server.popen.wait(60) == 0
+        assert server.popen.wait(PATIENCE) == 0
         assert "no request and no transfer for 2s" in server.output()
     finally:
         far.kill()

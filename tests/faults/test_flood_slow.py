@@ -13,7 +13,7 @@ import pytest
 from tests.faults.disk_pushes import Pushes, noise
 from tests.faults.flood_load import MIB, Costs, Crawler, Line, request
 from tests.support.images import digest_of
-from tests.support.process import Mayfly, until
+from tests.support.process import PATIENCE, Mayfly, until
 
 UNREAD = [number * MIB // 4 for number in range(1, 21)]
 """Bytes of answers that nobody reads. The kernel takes the smaller ones whole. Of others a part is
@@ -75,7 +75,7 @@ async def test_slow_headers(start: Start) -> None:
                     await asyncio.sleep(0.1)
 
         dripper = asyncio.create_task(drip())
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.gather(dripping.ended(), silent.ended())
         dripper.cancel()
         # It was silent all that time, and has a right to.
@@ -96,7 +96,7 @@ async def test_slow_bodies(start: Start) -> None:
         async def stall() -> None:
             async with found.crawler() as sending:
                 await sending.send(request("PATCH", stalled, length) + data[:5000])
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(PATIENCE):
                     await sending.ended()
 
         async def crawl() -> int:

@@ -28,7 +28,7 @@ from tests.faults.power_story import Changes, Story, Told, begun_again, check, c
 from tests.faults.power_trace import Step, need_strace, recorded
 from tests.storage.disk import skip_sync
 from tests.support.images import digest_of
-from tests.support.process import Mayfly, Process, remove_tree
+from tests.support.process import PATIENCE, Mayfly, Process, remove_tree
 
 SOAK = os.environ.get("MAYFLY_SOAK") == "1"
 """The long form: every point to kill a process at, and more ways in which the disk loses."""
@@ -160,7 +160,7 @@ def _ready(process: Process, state: Path) -> str:
             return None
         return ready["url"].partition("://")[2] if ready["pid"] == process.pid else None
 
-    return process.wait_for(read, 60)
+    return process.wait_for(read)
 
 
 def _record(home: Path) -> tuple[list[Step], list[Told]]:
@@ -187,7 +187,7 @@ def _record(home: Path) -> tuple[list[Step], list[Told]]:
 def _run(home: Path, steps: list[Step], *words: str | Path) -> None:
     """Record a command; its end is its answer."""
     with recorded(home, _command(*words), steps) as process:
-        assert process.popen.wait(60) == 0, process.describe()
+        assert process.popen.wait(PATIENCE) == 0, process.describe()
     steps.append(Step("answer"))
 
 
@@ -309,7 +309,7 @@ def _act(home: Path, what: str) -> list[Step]:
     steps: list[Step] = []
     argv = [sys.executable, "-m", "tests.faults.power_actor", what, str(home / "root")]
     with recorded(home, argv, steps) as process:
-        assert process.popen.wait(60) == 0, process.describe()
+        assert process.popen.wait(PATIENCE) == 0, process.describe()
     return steps
 
 

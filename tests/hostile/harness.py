@@ -79,7 +79,7 @@ class Prober:
     def stop(self) -> None:
         """End it; a probe that is not answered yet stays unknown."""
         self._process.terminate()
-        self._process.wait(30)
+        self._process.wait(PATIENCE)
         self._reader.join(30)
         if self._process.stdout is not None:
             self._process.stdout.close()

@@ -24,7 +24,7 @@ from mayfly.storage.manifest import OCI_INDEX, parse_stored
 from tests.faults.flood_load import MIB
 from tests.hostile.harness import Hostile
 from tests.support.images import descriptor, image_body, push, put
-from tests.support.process import Mayfly, poll
+from tests.support.process import PATIENCE, Mayfly, poll
 
 AGENT = {"User-Agent": "containerd/v2.1.9"}
 CONFIG, LAYER = b'{"os": "linux"}', b"layer" * 1000
@@ -200,10 +200,11 @@ def test_cut_by_a_kill(tmp_path: Path, read: int, resumed: int, is_served: bool)
                 assert line.getresponse().status == 200
         _begin(server, layer, len(layer) - resumed, resumed).close()
         if is_served:
-            assert server.popen.wait(60) == 0
+            assert server.popen.wait(PATIENCE) == 0
         else:
             # Longer than a node counts as busy after its last request.
             time.sleep(SETTLED_SECONDS + 1)
+            poll(lambda: matrix(server.state_dir)["app:1"] != {"127.0.0.1": State.PULLING})
             assert matrix(server.state_dir)["app:1"] == {"127.0.0.1": State.FAILED}
     finally:
         if server.running:

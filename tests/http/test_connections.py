@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.client import Answer
-from tests.support.process import Mayfly, resident_bytes
+from tests.support.process import PATIENCE, Mayfly, resident_bytes
 from tests.support.wire import chunked, message, read_answer
 
 BATCH = 1024 * 1024
@@ -36,7 +36,7 @@ async def _connected(
     context = None
     if server.url.startswith("https"):
         context = ssl.create_default_context(cafile=str(server.state_dir / "ca.crt"))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
         try:
             yield reader, writer
@@ -122,7 +122,7 @@ async def test_small_unwanted_body_keeps_the_connection(server: Mayfly) -> None:
 async def test_announced_bodies_hold_no_memory(server: Mayfly) -> None:
     """200 clients that announce 1 GiB, send 256 KiB and are refused: little is held for each."""
     raw = message("PUT", "/nowhere", b"", {"Content-Length": str(2**30)}, close=False)
-    async with asyncio.TaskGroup() as tasks, asyncio.timeout(60):
+    async with asyncio.TaskGroup() as tasks, asyncio.timeout(PATIENCE):
         before, done = resident_bytes(server.pid), asyncio.Event()
         answered = asyncio.Semaphore(0)
 

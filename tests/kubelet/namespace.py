@@ -105,7 +105,7 @@ def hold_machine(directory: Path, *own: str, seconds: int, more: str) -> Process
     namespaces = ("--net", "--mount", "--propagation", "private")
     script = ("sh", "-c", _HOLDER, "sh", directory, str(seconds), more, *own)
     holder = Process(["unshare", *namespaces, *script], directory / "holder.log", env=with_sbin())
-    holder.wait_for(lambda: (directory / "made").exists(), deadline=30)
+    holder.wait_for(lambda: (directory / "made").exists())
     return holder
 
 

@@ -204,7 +204,7 @@ class Node:
             directory / "kubelet.log",
             env=with_sbin(),
         )
-        kubelet.wait_for(lambda: self._api.exists("Node", self.name), deadline=120)
+        kubelet.wait_for(lambda: self._api.exists("Node", self.name))
         self.kubelet = kubelet
         return kubelet
 
@@ -242,7 +242,7 @@ class Node:
             self.directory / "containerd.log",
             env=with_sbin(*self._first),
         )
-        daemon.wait_for(lambda: self.crictl.run("version").returncode == 0, deadline=60)
+        daemon.wait_for(lambda: self.crictl.run("version").returncode == 0)
         return daemon
 
     def _kubelet_configuration(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.kubelet.cluster import HOST, HUB_IMAGE, Cluster
 from tests.kubelet.node import Node
-from tests.support.process import Process, poll
+from tests.support.process import PATIENCE, Process, poll
 
 
 def test_killed_in_the_middle_of_a_pull(served: Cluster, node: Node) -> None:
@@ -64,7 +64,7 @@ def ended(cluster: Cluster) -> tuple[Cluster, str]:
     node.fast()
     refused.gone()
     pulling.gone()
-    cluster.mayfly.popen.wait(60)
+    cluster.mayfly.popen.wait(PATIENCE)
     return cluster, image
 
 

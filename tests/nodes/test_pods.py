@@ -38,7 +38,7 @@ from tests.nodes.conftest import IMAGES
 from tests.nodes.test_prefetch import SCRIPT, Recorder
 from tests.process.test_chart import validate
 from tests.support.commands import assert_refused, mayfly, started
-from tests.support.process import PATIENCE, REPO, Mayfly, poll
+from tests.support.process import PATIENCE, REPO, Mayfly, poll, text_of
 
 FACTS = PodNode(True, "", "linux", "amd64", "Debian GNU/Linux 12", ("a.example/pause:3",))
 PLACE = PodPlace("mayfly-prefetch-1", "script-1", "node-1", "a.example/pause:3")
@@ -409,7 +409,7 @@ def test_signal_removes_everything(server: Mayfly, state: Path, number: int) -> 
     words = ("prefetch", "--state-dir", server.state_dir, "--nodes", state / "some")
     arguments = state / "arguments"
     with started(*words, "--via", "kubernetes") as running:
-        poll(lambda: arguments.exists() and "logs " in arguments.read_text())
+        poll(lambda: "logs " in text_of(arguments))
         running.send_signal(number)
         _, errors = running.communicate(timeout=PATIENCE)
     assert running.returncode == 128 + number

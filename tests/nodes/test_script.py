@@ -28,7 +28,7 @@ from mayfly.registry.pki.errors import TrustError
 from tests.nodes.pasting import break_off, killing, paste
 from tests.nodes.test_journal import furnish
 from tests.support.commands import mayfly
-from tests.support.process import PATIENCE, need
+from tests.support.process import PATIENCE, need, text_of
 from tests.support.trees import snapshot
 
 SHELLS = {
@@ -158,7 +158,7 @@ class Node:
     def arguments(self) -> str:
         """All arguments that a program got, as `ps` would have shown them."""
         log = self.state / "arguments"
-        return log.read_text() if log.exists() else ""
+        return text_of(log)
 
 
 @pytest.fixture

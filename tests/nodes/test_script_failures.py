@@ -23,7 +23,7 @@ from tests.nodes.test_script import dash as dash
 from tests.nodes.test_script import node as node
 from tests.nodes.test_script import shell as shell
 from tests.nodes.test_script import target as target
-from tests.support.process import PATIENCE, poll
+from tests.support.process import PATIENCE, poll, text_of
 from tests.support.trees import snapshot
 
 FAILER = f"""#!/bin/sh
@@ -536,7 +536,7 @@ def _end_while_it_pulls(
     if not options:
         _end_input(process)
     pulling = node.state / "pulling"
-    poll(lambda: pulling.exists() and len(pulling.read_text().split()) >= 4, process.poll)
+    poll(lambda: len(text_of(pulling).split()) >= 4, process.poll)
     end(process)
     _, errors = process.communicate(timeout=PATIENCE)
     assert "illed" not in errors

@@ -25,7 +25,7 @@ from tests.bundle.builders import Layout, layers, tar
 from tests.bundle.makers import seekable
 from tests.onefile.conftest import build
 from tests.support.images import digest_of
-from tests.support.process import REPO, Process, need, need_root
+from tests.support.process import REPO, Process, need, need_root, text_of
 
 LAYER = layers("one")[0]
 
@@ -82,7 +82,7 @@ def test_a_host_with_nothing(one_file: Path, tmp_path: Path) -> None:
     path = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}  # and no HOME
     server = Process(words, tmp_path.with_suffix(".log"), env=path)
     try:
-        ready = json.loads(server.wait_for(lambda: _text(tmp_path / "state/ready.json"), 60))
+        ready = json.loads(server.wait_for(lambda: text_of(tmp_path / "state/ready.json")))
         context = ssl.create_default_context(cafile=str(tmp_path / "state/ca.crt"))
         host = ready["url"].partition("://")[2].rstrip("/")
         with closing(http.client.HTTPSConnection(host, context=context, timeout=30)) as client:
@@ -94,10 +94,6 @@ def test_a_host_with_nothing(one_file: Path, tmp_path: Path) -> None:
         server.kill()
     assert kept == {"proc", "tmp", "root", "state", "mayfly", "b.tar.zst"}
     assert [*(tmp_path / "tmp").iterdir()] == []
-
-
-def _text(path: Path) -> str | None:
-    return path.read_text() if path.exists() else None
 
 
 def test_commands_that_read_more(one_file: Path, tmp_path: Path) -> None:

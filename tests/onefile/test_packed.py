@@ -13,7 +13,7 @@ from pathlib import Path
 from mayfly.storage.bundle.packed import Place, write
 from tests.bundle.builders import LAYER_TYPE, Layout, document, layers, tar, tar_info
 from tests.support.images import digest_of
-from tests.support.process import Process
+from tests.support.process import Process, text_of
 
 LAYER = layers("one")[0]
 LARGE = 40 * 2**30
@@ -75,7 +75,7 @@ def test_a_large_bundle_costs_nothing(one_file: Path, tmp_path: Path) -> None:
         argv = (tmp_path / name, *words, "--listen", "127.0.0.1:0")
         server = Process(argv, tmp_path / "log", env={})
         try:
-            url = json.loads(server.wait_for(lambda at=state: _text(at / "ready.json"), 60))["url"]
+            url = json.loads(server.wait_for(lambda at=state: text_of(at / "ready.json")))["url"]
             sizes[name] = _bytes_read(server.pid)
             if name == "large.run":
                 blob = f"{url}/v2/team/app/blobs/{digest_of(b'')[:-1]}0"
@@ -85,10 +85,6 @@ def test_a_large_bundle_costs_nothing(one_file: Path, tmp_path: Path) -> None:
         finally:
             server.kill()
     assert sizes["large.run"] - sizes["none"] < 2**20, sizes
-
-
-def _text(path: Path) -> str | None:
-    return path.read_text() if path.exists() else None
 
 
 def _bytes_read(pid: int) -> int:

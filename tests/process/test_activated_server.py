@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mayfly.storage.directory.store import DistributionStore
 from tests.support.images import put_image
-from tests.support.process import REPO
+from tests.support.process import PATIENCE, REPO
 
 ROUNDS = 20
 IDLE_SECONDS = 1
@@ -44,7 +44,7 @@ def _supervise(held: socket.socket, directory: Path, over: threading.Event) -> l
     codes: list[int] = []
     while not over.is_set():
         if select.select([held], [], [], 0.05)[0]:
-            codes.append(_start(held, directory).wait(60))
+            codes.append(_start(held, directory).wait(PATIENCE))
     return codes
 
 

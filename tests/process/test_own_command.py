@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.process import PATIENCE, REPO, Process, need, need_root, poll
+from tests.support.process import PATIENCE, REPO, Process, need, need_root, poll, text_of
 from tests.support.stubs import without_private
 
 BARE = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -83,7 +83,7 @@ def test_a_killed_server_leaves_no_entry(tmp_path: Path) -> None:
     words = argv(state_dir, "sh", "-c", f"command -v mayfly >'{mark}'; exec sleep 60")
     server = Process(words, tmp_path / "log", env=os.environ | BARE, cwd=REPO)
     try:
-        server.wait_for(lambda: mark.exists() and mark.read_text().strip())
+        server.wait_for(lambda: text_of(mark).strip())
     finally:
         server.kill()
     poll(lambda: without_private(state_dir))

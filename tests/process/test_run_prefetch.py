@@ -14,7 +14,7 @@ from tests.bundle.builders import Layout, layers
 from tests.cli.test_json_output import check
 from tests.hostile import texts
 from tests.support.commands import mayfly, started
-from tests.support.process import PATIENCE, REPO, has_line, need, poll
+from tests.support.process import PATIENCE, REPO, has_line, need, poll, text_of
 
 IMAGES = ("docker.io/library/one:1", "quay.io/team/two:2")
 
@@ -87,7 +87,7 @@ def test_started_again_it_skips_what_is_proven(place: Path) -> None:
     words[1:1] = [_serve_images(place)]
     log = place / "log"
     with started(*words, env=_environment(place)) as running:
-        poll(lambda: log.exists() and "end proves1" in log.read_text())
+        poll(lambda: "end proves1" in text_of(log))
         running.kill()
     (place / "go").touch()
     done = mayfly(*words, env=_environment(place))

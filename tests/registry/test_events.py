@@ -52,13 +52,13 @@ def test_upgrade(tmp_path: Path, bundle: Path) -> None:
     words += ["--nodes", tmp_path / "nodes", "--", "true"]
     server = Process(command_line(*words), tmp_path / "log", env=environment(), cwd=REPO)
     try:
-        server.wait_for(lambda: "waiting for coverage" in server.output(), 60)
+        server.wait_for(lambda: "waiting for coverage" in server.output())
         url = json.loads((state / "ready.json").read_text())["url"]
         connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE)
         connection.request("HEAD", "/v2/team/app/manifests/1?ns=quay.io", headers=RUNTIME)
         assert connection.getresponse().status == 200
         connection.close()
-        assert server.popen.wait(60) == 0, server.describe()
+        assert server.popen.wait(PATIENCE) == 0, server.describe()
     finally:
         if server.running:
             server.kill()
@@ -96,7 +96,7 @@ def test_node_that_has_everything_when_the_command_ends(tmp_path: Path, bundle: 
     words += ["--listen", "127.0.0.1:0", "--until-pulled", tmp_path / "images"]
     words += ["--nodes", tmp_path / "nodes", "--", sys.executable, "-c", HEAD]
     server = Process(command_line(*words), tmp_path / "log", env=environment(), cwd=REPO)
-    assert server.popen.wait(60) == 0, server.describe()
+    assert server.popen.wait(PATIENCE) == 0, server.describe()
     texts = [text for _, text in lines(server.output())]
     assert texts[1].endswith("ended with exit code 0")
     assert texts[2] == "127.0.0.1: 1 of 1 image; 1 of 1 node"
@@ -168,7 +168,7 @@ def test_nodes_that_are_not_set_up(start_mayfly: Callable[..., Mayfly]) -> None:
     assert refused[0].startswith("eve\\x1b[2J at 127.0.0.1 was refused: ")
     assert len(warnings()) == 3
     server.popen.send_signal(signal.SIGTERM)
-    assert server.popen.wait(30) == 0
+    assert server.popen.wait(PATIENCE) == 0
     counted = [text for text in warnings() if "(and 4 more like it, the last at " in text]
     assert len(counted) == 2, server.describe()
     assert "\x1b" not in server.output()

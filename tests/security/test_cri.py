@@ -35,7 +35,7 @@ def containerd(node: Node) -> Iterator[NodeContainerd]:
     need("crictl")
     daemon = NodeContainerd(node)
     crictl = Client("crictl", node.directory, *_options(daemon))
-    daemon.wait_for(lambda: crictl.run("images", timeout=30).returncode == 0, deadline=60)
+    daemon.wait_for(lambda: crictl.run("images", timeout=30).returncode == 0)
     yield daemon
     daemon.stop()
 

@@ -17,7 +17,7 @@ from tests.security.keyring import AuthConfig, lookup
 from tests.security.node import Node, NodeContainerd, NodeDockerd, NodeMayfly
 from tests.security.servers import one_run_users
 from tests.support.commands import run_mayfly
-from tests.support.process import need, remove_tree
+from tests.support.process import PATIENCE, need, remove_tree
 
 LOCAL = "mayfly-test/small:1"
 PORT = 5443
@@ -52,7 +52,7 @@ def crictl(node: Node, home: Path) -> Iterator[Client]:
     endpoint = f"unix://{daemon.socket}"
     options = (f"--runtime-endpoint={endpoint}", f"--image-endpoint={endpoint}", "--timeout=60s")
     client = Client("crictl", home, *options)
-    daemon.wait_for(lambda: client.run("images", timeout=30).returncode == 0, deadline=60)
+    daemon.wait_for(lambda: client.run("images", timeout=30).returncode == 0)
     yield client
     daemon.stop()
 
@@ -128,7 +128,7 @@ def test_crash_restart_and_end(
         assert _pull(crictl, upgrade.image(tag), credential) == ""
 
     server.popen.terminate()
-    assert server.popen.wait(60) in (0, 3), server.describe()
+    assert server.popen.wait(PATIENCE) in (0, 3), server.describe()
     server = upgrade.start()
     assert not upgrade.has_facts_of("node-1"), "coverage ends with the run"
     crictl("rmi", "--all")

@@ -20,7 +20,7 @@ from tests.security.servers import SECURE, credential, login, make_auth, one_run
 from tests.security.wire import Server, ask
 from tests.support.client import Header, basic, bearer
 from tests.support.commands import run_mayfly
-from tests.support.process import Mayfly
+from tests.support.process import PATIENCE, Mayfly
 
 FORM: Header = ("Content-Type", "application/x-www-form-urlencoded")
 SCOPE = "repository:team/app:pull,push"
@@ -166,8 +166,8 @@ def test_deadline_counts_from_the_first_start(start_mayfly: Start, tmp_path: Pat
 
     elapsed(3600 - 5)
     again = start_mayfly(*options, state_dir=state)
-    again.wait_for(lambda: "maximum lifetime" in again.output(), 60)
-    assert again.popen.wait(60) == 0, again.describe()
+    again.wait_for(lambda: "maximum lifetime" in again.output())
+    assert again.popen.wait(PATIENCE) == 0, again.describe()
     assert not file.exists()
     elapsed(3600 + 5)
     (state / "credentials.json").touch(mode=0o600)

@@ -128,9 +128,14 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
+def text_of(file: Path) -> str:
+    """What is in a file; empty if there is none yet."""
+    return file.read_text() if file.exists() else ""
+
+
 def has_line(file: Path) -> bool:
     """Whether a file is there and ends with a whole line."""
-    return file.exists() and file.read_text().endswith("\n")
+    return text_of(file).endswith("\n")
 
 
 def descriptors(pid: int | None = None) -> int:

@@ -61,7 +61,7 @@ class Stub(Process):
         assert url is not None
         return int(url.rpartition(":")[2])
 
-    def code(self, deadline: float = 20) -> int:
+    def code(self, deadline: float = PATIENCE) -> int:
         """Its exit code, once it ended."""
         return self.popen.wait(deadline)
 

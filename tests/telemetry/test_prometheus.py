@@ -142,10 +142,10 @@ def test_prometheus_reads_them(secured: Mayfly, tmp_path: Path) -> None:
         tmp_path / "prometheus.log",
     )
     try:
-        found = prometheus.wait_for(lambda: _query(port, 'up{job="mayfly"} == 1'), 60)
+        found = prometheus.wait_for(lambda: _query(port, 'up{job="mayfly"} == 1'))
         assert len(found) == 1
         seen = prometheus.wait_for(
-            lambda: _query(port, 'registry_http_requests_total{handler="metrics"} > 1'), 60
+            lambda: _query(port, 'registry_http_requests_total{handler="metrics"} > 1')
         )
         assert seen[0]["metric"]["code"] == "200"
         assert _query(port, "mayfly_info")[0]["metric"]["version"]

@@ -21,7 +21,7 @@ from tests.support.beside import Request, answering
 from tests.support.client import Answer, ask, basic
 from tests.support.commands import assert_refused, mayfly, run_mayfly
 from tests.support.images import digest_of, image_body
-from tests.support.process import Mayfly
+from tests.support.process import PATIENCE, Mayfly
 
 Start = Callable[..., Mayfly]
 
@@ -263,7 +263,7 @@ def test_unlisted_node_is_recorded(start_mayfly: Start, tmp_path: Path) -> None:
     answer = ask(server.host, "GET", "/v2/team/app/manifests/1", headers=login)
     assert (answer.status, answer.code) == (403, "DENIED")
     server.popen.terminate()
-    assert server.popen.wait(30) == Exit.INCOMPLETE
+    assert server.popen.wait(PATIENCE) == Exit.INCOMPLETE
     (denied,) = [one for one in recorded(audit) if one["outcome"] == "denied"]
     assert (denied["action"], denied["target"]["repository"]) == ("pull", "team/app")
     assert "ghost" in denied["detail"]

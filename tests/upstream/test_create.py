@@ -16,7 +16,7 @@ from mayfly.registry.upstream.lists import TagFilter, choose_tags
 from mayfly.storage.digest import of
 from tests.clients.proxy import FaultyProxy, SlowProxy
 from tests.support.commands import command_line, environment, mayfly, run_mayfly
-from tests.support.process import REPO, Mayfly, poll
+from tests.support.process import PATIENCE, REPO, Mayfly, poll
 from tests.upstream.content import APP, LAYERS, TOOL, Content
 from tests.upstream.disturbed import kill_until_done, repeat_until_done
 
@@ -186,7 +186,7 @@ def test_an_interrupt_is_one_line(
             )  # fmt: skip
             poll(lambda running=process: _is_writing(running.pid) or running.poll() is not None)
             process.send_signal(number)
-            _, said = process.communicate(timeout=60)
+            _, said = process.communicate(timeout=PATIENCE)
             if process.returncode == 0:
                 break  # it was done before
             assert process.returncode == 128 + number, said

@@ -18,7 +18,7 @@ from tests.clients.proxy import SlowProxy
 from tests.faults.disk_mounts import MIB, fill, tmpfs
 from tests.support.commands import command_line, environment, mayfly
 from tests.support.images import image_body, push, put
-from tests.support.process import REPO, Mayfly, poll
+from tests.support.process import PATIENCE, REPO, Mayfly, poll
 
 APP = "team/app"
 LAYERS = [os.urandom(1_000_000) for _ in range(3)]
@@ -77,7 +77,7 @@ def test_a_stick_that_fills_is_named_and_the_same_command_goes_on(
         )
         poll((stick / ".up.tar.partial").exists)
         filler = _fill_meanwhile(stick)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 4, said
         line = said.splitlines()[-1]
         assert f"{output} cannot be written: No space left on device" in line
