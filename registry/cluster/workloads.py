@@ -11,7 +11,14 @@ from typing import NamedTuple
 from mayfly.registry.cluster.placement import Placement, placement_of
 from mayfly.registry.nodes.object_fields import Object, mapping, objects, text
 from mayfly.storage.errors import DigestInvalid, NameInvalid, TagInvalid
-from mayfly.storage.reference import LATEST, Reference, parse_reference
+from mayfly.storage.reference import (
+    DOCKER_HUB,
+    LATEST,
+    Reference,
+    hub_path,
+    is_repository_name,
+    split_name,
+)
 
 KINDS = (
     "pods",
@@ -27,6 +34,8 @@ KINDS = (
 
 _JOB_ENDED = frozenset({"Complete", "Failed", "SuccessCriteriaMet", "FailureTarget"})
 
+_OLD_HUB = "index.docker.io"
+"""The name of Docker Hub in old configurations (github.com/distribution/reference)."""
 
 _OF_INIT = ("", "Never", "Always")
 """restartPolicy of init containers that do not restart once they ended; Always is a sidecar's."""
@@ -308,12 +317,21 @@ def _when(part: _Part, state: str | None, restarts: bool) -> When | None:
 
 
 def reference_of(image: str) -> Reference | None:
-    """Return an image's full name as kubelet reads it; None if nobody can pull it."""
+    """Return an image's full name as kubelet and runtimes read it; None if nobody can pull it.
+
+    Runtimes compare names letter by letter. So the host stays as it is written, unlike that of
+    `parse_reference`, and of Docker Hub's other names only the one counts that runtimes know.
+    """
     try:
-        found = parse_reference(image)
+        written = split_name(image)
     except (NameInvalid, TagInvalid, DigestInvalid):
         return None
-    return found if found.tag or found.digest else found._replace(tag=LATEST)
+    host = DOCKER_HUB if written.host in (None, _OLD_HUB) else written.host
+    path = hub_path(written.path) if host == DOCKER_HUB else written.path
+    if not is_repository_name(path):
+        return None
+    tag = None if written.digest else written.tag or LATEST
+    return Reference(host, path, tag, written.digest)
 
 
 def _use(owner: _Owner, part: _Part, when: When) -> Iterator[ImageUse]:

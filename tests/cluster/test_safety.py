@@ -136,6 +136,24 @@ def test_node_without_the_image() -> None:
     assert codes(judge(view(facts=None, lacking=lacking), "pod-1")) == [("absent", "pod-1")]
 
 
+def test_name_in_other_letters() -> None:
+    """A runtime does not find an image by it, and would ask a registry of that name."""
+    facts = pinned(node_facts())
+    assert facts.images is not None
+    facts.images["r.example/x:1"] = facts.images[f"{HOST}/team/app:3"]
+    for host, expected in (("r.example", []), ("R.example", [("absent", "p")])):
+        container = {"name": "c", "image": f"{host}/x:1", "imagePullPolicy": "IfNotPresent"}
+        pod = {
+            "kind": "Pod",
+            "metadata": {"name": "p", "namespace": "n"},
+            "spec": {"nodeName": "node-1", "containers": [container]},
+        }
+        found = Judge(LISTED, [view(facts=facts)]).judge(
+            [*uses_of([pod], {})], ALL_PROVEN, lambda space, name: {}
+        )
+        assert codes(found) == expected
+
+
 @pytest.mark.parametrize(
     ("changes", "name", "expected"),
     [

@@ -15,6 +15,7 @@ from mayfly.registry.cluster.workloads import (
     Role,
     When,
     accounts_of,
+    reference_of,
     uses_of,
 )
 from tests.cluster.conftest import HOST, items
@@ -373,3 +374,24 @@ def test_node_that_is_not_ready_counts() -> None:
     (use,) = uses("web")
     assert all(use.placement.fits(node) for node in NODES.values())
     assert NODES["node-1"].addresses == ("10.77.0.11", "node-1")
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("x", "docker.io/library/x:latest"),
+        ("a/x:1", "docker.io/a/x:1"),
+        ("index.docker.io/x:1", "docker.io/library/x:1"),
+        ("registry-1.docker.io/library/x:1", "registry-1.docker.io/library/x:1"),
+        ("Docker.io/library/x:1", "Docker.io/library/x:1"),
+        ("R.example:5000/x:1", "R.example:5000/x:1"),
+        (f"r.example/x:1@sha256:{'a' * 64}", f"r.example/x@sha256:{'a' * 64}"),
+        ("r.example/X:1", None),
+        ("a" * 255, None),
+        ("", None),
+    ],
+)
+def test_names_as_runtimes_compare_them(written: str, name: str | None) -> None:
+    """By each letter: a node that has r.example/x does not have it as R.example/x."""
+    found = reference_of(written)
+    assert (None if found is None else str(found)) == name
