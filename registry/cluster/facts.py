@@ -50,6 +50,8 @@ class NodeFacts:
     Attributes:
         is_root: whether its files could be read.
         has_kubelet: whether it has a kubelet, which collects images.
+        boot: ID of its kernel's start.
+        is_of_kubelet: whether the images are those of the runtime that its kubelet names.
         runtime: that lists the images, such as ``containerd``.
         images: full name, by tag or digest → image.
         records: image's ID → kubelet's record.
@@ -60,6 +62,8 @@ class NodeFacts:
 
     is_root: bool = False
     has_kubelet: bool | None = None
+    boot: str = ""
+    is_of_kubelet: bool = False
     runtime: str | None = None
     images: dict[str, ImageOnNode] | None = None
     records: dict[str, PullRecord] = field(default_factory=dict)
@@ -68,8 +72,8 @@ class NodeFacts:
     complete: bool = False
     _unread: bool = False
     _entries: int = 0
-    _read: set[int] = field(default_factory=set)
-    """Hashes of lines: the log of a pod may be read twice."""
+    _seen: set[int] = field(default_factory=set)
+    """Hashes of the lines of files: the log of a pod may be read twice."""
 
     def take(self, line: bytes) -> None:
         """Take a line of the script's output; any other line is ignored."""
@@ -82,9 +86,13 @@ class NodeFacts:
             case b"kubelet":
                 self.has_kubelet = {b"yes": True, b"no": False}.get(value)
             case b"pulled" | b"pulling":
-                self._take_file(key, value, hash(line))
+                self._take_file(key, value)
             case b"records":
-                self.has_records = value == b"%d" % len(self._read) and not self._unread
+                self.has_records = value == b"%d" % len(self._seen) and not self._unread
+            case b"boot":
+                self.boot = value.decode(errors="replace")[:_NAME]
+            case b"endpoint":
+                self.is_of_kubelet = value == b"known"
             case b"runtime":
                 self.runtime = value.decode(errors="replace")[:_NAME]
             case b"images":
@@ -92,14 +100,15 @@ class NodeFacts:
             case b"done":
                 self.complete = True
 
-    def _take_file(self, kind: bytes, content: bytes, line: int) -> None:
-        """Take a file of kubelet's, and the hash of its line."""
-        if line in self._read:
+    def _take_file(self, kind: bytes, content: bytes) -> None:
+        """Take a file of kubelet's."""
+        key = hash((kind, content))
+        if key in self._seen:
             return
-        if len(self._read) >= _MAX_RECORDS or len(content) > _MAX_FILE:
+        if len(self._seen) >= _MAX_RECORDS or len(content) > _MAX_FILE:
             self._unread = True
             return
-        self._read.add(line)
+        self._seen.add(key)
         if kind == b"pulled" and (record := parse_record(content)) is not None:
             self._entries += record.entries
             if self._entries > _MAX_ENTRIES:

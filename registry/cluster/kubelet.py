@@ -25,6 +25,7 @@ FIRST_ON_BY_DEFAULT = (1, 35)
 _MAX_SECRETS = 100
 """With as many in a record, kubelet compares Secrets by their content only."""
 
+_SOCKET = re.compile(r"/[A-Za-z0-9_./@:+-]{1,200}")
 _VERSION = re.compile(r"v?(\d{1,4})\.(\d{1,4})\b")
 
 
@@ -89,14 +90,31 @@ def policy_of(version: str, configuration: Mapping[str, object] | None) -> PullP
     gates = mapping(config, "featureGates")
     is_beta = number >= FIRST_ON_BY_DEFAULT
     of_its_kind = gates.get("AllBeta" if is_beta else "AllAlpha", is_beta)
-    if gates.get(GATE, of_its_kind) is not True:
-        return PullPolicy(Verification.NEVER)
+    match gates.get(GATE, of_its_kind):
+        case False:
+            return PullPolicy(Verification.NEVER)
+        case True:
+            pass
+        case _:
+            return None
     try:
         named = text(config, "imagePullCredentialsVerificationPolicy") or Verification.PULLED
         verification = Verification(named)
     except ValueError:
         return None
     return PullPolicy(verification, texts(config, "preloadedImagesVerificationAllowlist"))
+
+
+def endpoint_of(configuration: Mapping[str, object] | None) -> str:
+    """Return the path of the socket by which a kubelet manages images; "" if it cannot be told.
+
+    Args:
+        configuration: what its ``configz`` answered; None if it could not be asked.
+    """
+    config = mapping(configuration, "kubeletconfig")
+    named = text(config, "imageServiceEndpoint") or text(config, "containerRuntimeEndpoint")
+    path = named.removeprefix("unix://")
+    return path if _SOCKET.fullmatch(path) else ""
 
 
 class Credential(NamedTuple):

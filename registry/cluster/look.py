@@ -19,7 +19,7 @@ from mayfly.registry.cluster.holders import (
     is_holder,
     namespace_of_holders,
 )
-from mayfly.registry.cluster.kubelet import PullPolicy, policy_of
+from mayfly.registry.cluster.kubelet import endpoint_of, policy_of
 from mayfly.registry.cluster.placement import ClusterNode, Placement, cluster_node, nodes_named
 from mayfly.registry.cluster.safety import Gap, Judge, NodeView, Proofs, Safety, Unseen
 from mayfly.registry.cluster.workloads import KINDS, ImageUse, accounts_of, uses_of
@@ -31,6 +31,7 @@ from mayfly.registry.nodes.object_fields import objects, text
 from mayfly.registry.nodes.pod_objects import manifest
 from mayfly.registry.nodes.pods import Pods
 from mayfly.registry.nodes.prefetch import Failure, without_answer
+from mayfly.registry.nodes.script import quote
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import join_names
 from mayfly.registry.threads import in_thread
@@ -62,6 +63,8 @@ _HOLD_SECONDS = 300.0
 """For holders to start."""
 
 _POLL_SECONDS = 2.0
+
+_OTHER_MACHINE = "the machine that was reached is not the cluster's node"
 
 _SIGNS: Sequence[tuple[Gap, tuple[str, ...]]] = (
     (Gap.FORBIDDEN, ("(forbidden)", "(unauthorized)", "must be logged in")),
@@ -224,8 +227,8 @@ class _Seen:
             *listed.items(),
             *((one.name, one) for one in others),
         ]
-        facts = await self._facts(session, wanted)
-        policies = await self._policies([one for _, one in wanted if one is not None])
+        configurations = await self._configurations([one for _, one in wanted if one is not None])
+        facts = await self._facts(session, wanted, configurations)
         return [
             NodeView(
                 name=name if one is None else one.name,
@@ -234,7 +237,7 @@ class _Seen:
                 lacking=frozenset(proofs.lacking.get(name, ())),
                 is_pinned=name not in proofs.unpinned,
                 facts=facts.get(name),
-                policy=None if one is None else policies[one.name],
+                policy=policy_of(one.version, configurations[one.name]) if one else None,
             )
             for name, one in wanted
         ]
@@ -285,25 +288,26 @@ class _Seen:
                 return
             await asyncio.sleep(_POLL_SECONDS)
 
-    async def _policies(self, nodes: Sequence[ClusterNode]) -> dict[str, PullPolicy | None]:
-        """Return the policy of each node's kubelet by the node's name; None where none is known."""
-        kubectl, places = self.sources.kubectl, asyncio.Semaphore(_REQUESTS)
-        assert kubectl is not None or not nodes
+    async def _configurations(self, nodes: Sequence[ClusterNode]) -> dict[str, Any]:
+        """Return the answer of each node's kubelet for its configuration by the node's name.
 
-        async def ask(node: ClusterNode) -> PullPolicy | None:
+        None where there is no answer, which is a gap only if a judgement needs it.
+        """
+        kubectl, places = self.sources.kubectl, asyncio.Semaphore(_REQUESTS)
+
+        async def ask(node: ClusterNode) -> object:
             assert kubectl is not None
-            configuration = None
+            if not is_name(node.name):
+                return None
             words = ("get", "--raw", f"/api/v1/nodes/{node.name}/proxy/configz")
             async with places:
-                # A gap only if a judgement needs it.
-                with contextlib.suppress(LifetimeError):
-                    if is_name(node.name):
-                        answer = await kubectl.ask(*words, most=_MOST_CONFIGURATION)
-                        configuration = read_object(answer, words)
-                return policy_of(node.version, configuration)
+                try:
+                    return read_object(await kubectl.ask(*words, most=_MOST_CONFIGURATION), words)
+                except LifetimeError:
+                    return None
 
         found = await asyncio.gather(*map(ask, nodes))
-        return {node.name: policy for node, policy in zip(nodes, found, strict=True)}
+        return {node.name: answer for node, answer in zip(nodes, found, strict=True)}
 
     async def secrets(self, wanted: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], Any]:
         """Return Secrets by namespace and name; those that could not be read are left out.
@@ -341,7 +345,10 @@ class _Seen:
         return {key: {} for key in wanted if not is_name(key[1])} | found
 
     async def _facts(
-        self, session: Session | None, wanted: Iterable[tuple[str, ClusterNode | None]]
+        self,
+        session: Session | None,
+        wanted: Iterable[tuple[str, ClusterNode | None]],
+        configurations: Mapping[str, Any],
     ) -> dict[str, NodeFacts]:
         """Return the facts of nodes, by their names in the list."""
         if session is None:
@@ -354,29 +361,39 @@ class _Seen:
                 if one is None:
                     return name, None
                 target = one.name
+            endpoint = endpoint_of(configurations[one.name]) if one is not None else ""
+            script = f"kubelet_endpoint={quote(endpoint)}\n{self.sources.script}"
             async with places:
-                facts = await self._read(session, name, target)
-            if facts is not None:
-                self._check(name, one, facts)
-            return name, facts
+                facts = await self._read(session, name, target, script)
+            return name, facts if facts is None else self._of_node(name, one, facts)
 
         found = await asyncio.gather(*(read(*one) for one in wanted))
         return {name: facts for name, facts in found if facts is not None}
 
-    def _check(self, name: str, one: ClusterNode | None, facts: NodeFacts) -> None:
-        """Compare what a node showed with the cluster."""
+    def _of_node(self, name: str, one: ClusterNode | None, facts: NodeFacts) -> NodeFacts | None:
+        """Compare facts with the cluster; return those that count for a node, None for none."""
         if self.sources.kubectl is None and facts.has_kubelet:
             self.unseen.append(Unseen(Gap.KUBELET, name))
-        if one is not None and facts.runtime != one.runtime.partition("://")[0]:
-            facts.images = None  # of a runtime that this kubelet does not use
+        if one is None:
+            return facts
+        if one.boot and facts.boot != one.boot:
+            detail = f"{_OTHER_MACHINE} {one.name}: {facts.boot} is not its boot ID"
+            self.unseen.append(Unseen(Gap.NODE, name, detail))
+            return None
+        # Of no other runtime, also of this kind, than that of its kubelet.
+        if not facts.is_of_kubelet or facts.runtime != one.runtime.partition("://")[0]:
+            facts.images = None
+        return facts
 
-    async def _read(self, session: Session, name: str, target: str) -> NodeFacts | None:
+    async def _read(
+        self, session: Session, name: str, target: str, script: str
+    ) -> NodeFacts | None:
         output = FactsOutput()
         facts = output.facts
         try:
             assert self.sources.carrier is not None
             self.sources.carrier.check([target])
-            end = await session.run(target, self.sources.script, output, NODE_SECONDS)
+            end = await session.run(target, script, output, NODE_SECONDS)
         except ConfigError as error:
             self.unseen.append(Unseen(Gap.NODE, name, str(error)))
             return None

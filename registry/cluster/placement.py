@@ -23,6 +23,7 @@ class ClusterNode:
         addresses: all of them, its host names too.
         version: of its kubelet.
         runtime: with its version, such as ``containerd://2.1.9``.
+        boot: ID of its kernel's start; "" if unknown.
         taints: as the API server has them.
     """
 
@@ -32,6 +33,7 @@ class ClusterNode:
     taints: Sequence[Object]
     version: str
     runtime: str
+    boot: str
 
 
 def cluster_node(item: Object) -> ClusterNode:
@@ -45,6 +47,7 @@ def cluster_node(item: Object) -> ClusterNode:
         taints=objects(item, "spec", "taints"),
         version=text(item, "status", "nodeInfo", "kubeletVersion"),
         runtime=text(item, "status", "nodeInfo", "containerRuntimeVersion"),
+        boot=text(item, "status", "nodeInfo", "bootID"),
     )
 
 
@@ -103,6 +106,30 @@ def placement_of(spec: Object) -> Placement:
         terms=objects(required, "nodeSelectorTerms") if required else None,
         tolerations=objects(spec, "tolerations"),
     )
+
+
+def placement_of_template(spec: Object) -> Placement:
+    """Read where pods of a template may be put.
+
+    The API server may give a new pod further tolerations: those of its RuntimeClass, and of the
+    devices that it asks for (ExtendedResourceToleration).
+    """
+    more: list[Object] = [{"key": one, "operator": "Exists"} for one in _devices(spec)]
+    if text(spec, "runtimeClassName"):
+        more.append({"operator": "Exists"})
+    return placement_of({**spec, "tolerations": [*objects(spec, "tolerations"), *more]})
+
+
+def _devices(spec: Object) -> set[str]:
+    """List the extended resources that containers ask for."""
+    return {
+        str(name)
+        for key in ("containers", "initContainers")
+        for one in objects(spec, key)
+        for kind in ("requests", "limits")
+        for name in mapping(one, "resources", kind)
+        if "/" in str(name) and "kubernetes.io/" not in str(name)
+    }
 
 
 def _holds(term: Object, node: ClusterNode) -> bool:

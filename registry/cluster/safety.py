@@ -110,7 +110,8 @@ GAPS: Mapping[Gap, tuple[str, str]] = {
     ),
     Gap.IMAGES: (
         "which images the node has was not seen",
-        "use --via ssh or kubernetes, and install crictl on the node",
+        "use --via ssh or kubernetes, install crictl on the node, and let the kubeconfig read "
+        "nodes/proxy, where kubelet names its runtime",
     ),
     Gap.RECORDS: (
         "kubelet's records of pulls were not seen",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from mayfly.registry.cluster.placement import Placement, placement_of
+from mayfly.registry.cluster.placement import Placement, placement_of, placement_of_template
 from mayfly.registry.nodes.object_fields import Object, mapping, objects, text
 from mayfly.storage.errors import DigestInvalid, NameInvalid, TagInvalid
 from mayfly.storage.reference import (
@@ -231,7 +231,8 @@ def _of_template(one: Object, accounts: Accounts) -> Iterator[ImageUse]:
     name = text(spec, "serviceAccountName") or "default"
     found = accounts.get((workload.namespace, name), _NO_ACCOUNT)
     account = (found.uid, workload.namespace, name)
-    owner = _Owner(workload, _names(spec) or found.secrets, account, placement_of(spec))
+    secrets = _names(spec) or found.secrets
+    owner = _Owner(workload, secrets, account, placement_of_template(spec))
     for part in _parts(spec):
         yield from _use(owner, part, when)
 

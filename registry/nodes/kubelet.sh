@@ -106,14 +106,32 @@ tell_records() {
     tell records "$count"
 }
 
+# Print the endpoint by which a kubelet manages images, where flags name it: those of the node's
+# kubelet, or of all that may be it.
+endpoint_of_flags() {
+    found=
+    for one in ${kubelet:-$apart}; do
+        endpoint=$(flag_of "$one" --image-service-endpoint) || return
+        endpoint=${endpoint:-$(flag_of "$one" --container-runtime-endpoint)}
+        [ "${found:-$endpoint}" = "$endpoint" ] || return
+        found=$endpoint
+    done
+    printf '%s' "${found#unix://}"
+}
+
+# Show the images of the runtime that the node's kubelet uses. A node may have several, also two of
+# one kind, such as docker's containerd beside that of kubelet.
 tell_images() {
     has crictl || return
-    endpoint=
-    [ -z "$kubelet" ] || endpoint=$(flag_of "$kubelet" --container-runtime-endpoint)
-    found_containerd || address=
-    for socket in "${endpoint#unix://}" "${CONTAINERD_ADDRESS:-}" "$address" \
-        /var/run/crio/crio.sock /run/cri-dockerd.sock
-    do
+    # Of its configuration, as the cluster showed it.
+    set -- "${kubelet_endpoint:-$(endpoint_of_flags)}"
+    if [ -n "$1" ]; then
+        tell endpoint known
+    else
+        found_containerd || address=
+        set -- "${CONTAINERD_ADDRESS:-}" "$address" /var/run/crio/crio.sock /run/cri-dockerd.sock
+    fi
+    for socket in "$@"; do
         [ -S "${socket:-/}" ] || continue
         listed=$(bounded 60 crictl -r "unix://$socket" -i "unix://$socket" images -o json \
             2>/dev/null) || continue
@@ -126,6 +144,7 @@ tell_images() {
 look_at_kubelet() {
     PATH=$PATH:/usr/local/bin:/usr/local/sbin:/var/lib/rancher/rke2/bin:/opt/bin
     tell user "$(id -u)"
+    tell boot "$(cat "$tree/proc/sys/kernel/random/boot_id" 2>/dev/null)"
     find_kubelet
     tell_records
     tell_images

@@ -18,6 +18,7 @@ from mayfly.registry.cluster.kubelet import (
     PullRecord,
     Verification,
     access_of,
+    endpoint_of,
     parse_intent,
     parse_record,
     policy_of,
@@ -65,6 +66,8 @@ def _config(**fields: Any) -> dict[str, Any]:
             PullPolicy(Verification.NOT_LISTED, ("a/b", "c/*")),
         ),
         ("v1.36.0", _config(**{CONFIGURED: "SomethingNew"}), None),
+        ("v1.36.0", _config(featureGates={"KubeletEnsureSecretPulledImages": "false"}), None),
+        ("v1.36.0", _config(featureGates={"AllBeta": None}), None),
         ("v1.35.4", None, None),
         ("v1.35.4", {"kind": "Status"}, None),
         ("", recorded("configz"), None),
@@ -73,6 +76,31 @@ def _config(**fields: Any) -> dict[str, Any]:
 def test_policy(version: str, configuration: Any, expected: PullPolicy | None) -> None:
     """By version, feature gate and configuration; unknown if one that matters is."""
     assert policy_of(version, configuration) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "endpoint"),
+    [
+        ({"containerRuntimeEndpoint": "unix:///run/c.sock"}, "/run/c.sock"),
+        ({"containerRuntimeEndpoint": "/run/c.sock"}, "/run/c.sock"),
+        (
+            {
+                "containerRuntimeEndpoint": "unix:///run/c.sock",
+                "imageServiceEndpoint": "unix:///run/i.sock",
+            },
+            "/run/i.sock",
+        ),
+        *(
+            ({"containerRuntimeEndpoint": one}, "")
+            for one in ("", "npipe:////./pipe/c", "unix:///a b", "unix:///a\n", "tcp://h:1", 7)
+        ),
+        ({}, ""),
+    ],
+)
+def test_endpoint_of_a_kubelet(fields: dict[str, Any], endpoint: str) -> None:
+    """The socket by which it manages images."""
+    assert endpoint_of(_config(**fields)) == endpoint
+    assert endpoint_of(None) == endpoint_of({"kubeletconfig": 7}) == ""
 
 
 @pytest.mark.parametrize(

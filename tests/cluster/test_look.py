@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 from mayfly.registry.cluster.facts import NodeFacts, parse_images
-from mayfly.registry.cluster.kubelet import PullPolicy, Verification
 from mayfly.registry.cluster.look import Sources, _Seen
 from mayfly.registry.cluster.placement import cluster_node
 from mayfly.registry.nodes.kubectl import Kubectl, is_name
@@ -129,13 +132,18 @@ class Tree:
             (pulled / image).write_text(json.dumps(record))
         return pulled
 
-    def facts(self) -> NodeFacts:
-        """What the script shows."""
+    def facts(self, endpoint: str = "", **variables: str) -> NodeFacts:
+        """What the script shows that knows an endpoint."""
         script = reading_script(Target("", tls=True), (), "kubelet.sh")
         assert "\ntree=''\n" in script
         script = script.replace("\ntree=''\n", f"\ntree='{self.root}'\n")
         done = subprocess.run(
-            ["sh", "-s"], input=script.encode(), capture_output=True, check=True, timeout=120
+            ["sh", "-s"],
+            input=f"kubelet_endpoint='{endpoint}'\n{script}".encode(),
+            env=os.environ | variables,
+            capture_output=True,
+            check=True,
+            timeout=120,
         )
         facts = NodeFacts()
         for line in done.stdout.splitlines():
@@ -293,6 +301,62 @@ def test_kubelet_without_records_is_a_gap(tmp_path: Path) -> None:
     assert not node.facts().has_records
 
 
+CRICTL = """#!/bin/sh
+# crictl of runtimes that have an image each, by the name of their socket.
+case $* in
+    *version*) echo "RuntimeName:  containerd" ;;
+    *)
+        name=${2##*/}
+        printf '{"images": [{"id": "i", "repoTags": ["r.example/%s:1"]}]}' "${name%.*}" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "kubelets", "expected"),
+    [
+        ("kubelet", {}, ("kubelet", True)),
+        ("kubelet", {70: ("1", "other")}, ("kubelet", True)),
+        ("not-there", {}, (None, True)),
+        ("", {70: ("1", "kubelet")}, ("kubelet", True)),
+        ("", {70: ("1", "not-there")}, (None, True)),
+        ("", {60: ("2", "other"), 70: ("1", "kubelet")}, ("kubelet", True)),
+        ("", {60: ("2", "kubelet"), 70: ("2", "kubelet")}, ("kubelet", True)),
+        # Nobody says which runtime it is.
+        ("", {60: ("2", "kubelet"), 70: ("2", "other")}, ("docker", False)),
+        ("", {70: ("1", "")}, ("docker", False)),
+        ("", {}, ("docker", False)),
+    ],
+    ids=str,
+)
+def test_runtime_of_the_kubelet(
+    tmp_path: Path,
+    given: str,
+    kubelets: dict[int, tuple[str, str]],
+    expected: tuple[str | None, bool],
+) -> None:
+    """Of several the one that its configuration or its flag names; another one is told apart."""
+    node = Tree(tmp_path / "node")
+    (tmp_path / "crictl").write_text(CRICTL)
+    (tmp_path / "crictl").chmod(0o755)
+    with ExitStack() as stack:
+        # A socket's path has a bound.
+        sockets = Path(stack.enter_context(TemporaryDirectory(prefix="mayfly-")))
+        for name in ("docker", "kubelet", "other"):
+            stack.enter_context(socket.socket(socket.AF_UNIX)).bind(str(sockets / f"{name}.sock"))
+        for number, (mounts, name) in kubelets.items():
+            flag = f"--container-runtime-endpoint=unix://{sockets}/{name}.sock" if name else "--v=2"
+            node.process(number, "kubelet", flag, mounts=mounts)
+        facts = node.facts(
+            f"{sockets}/{given}.sock" if given else "",
+            CONTAINERD_ADDRESS=f"{sockets}/docker.sock",
+            PATH=f"{tmp_path}:{os.environ['PATH']}",
+        )
+    image, is_known = expected
+    names = None if image is None else {f"r.example/{image}:1"}
+    assert (facts.images and facts.images.keys(), facts.is_of_kubelet) == (names, is_known)
+
+
 def _pulled(image: str, secrets: int) -> bytes:
     none: list[object] = [{}] * secrets
     mapping = {"r.example/x": {"kubernetesSecrets": none}}
@@ -342,9 +406,5 @@ echo '"}}'
         )
         for name in ("hostile", "honest", "../other")
     ]
-    found = await seen._policies(nodes)
-    assert found == {
-        "hostile": None,
-        "honest": PullPolicy(Verification.PULLED),
-        "../other": None,
-    }
+    found = await seen._configurations(nodes)
+    assert found == {"hostile": None, "honest": {"kubeletconfig": {"x": ""}}, "../other": None}

@@ -298,6 +298,25 @@ def test_images_of_another_runtime(upgrade: Upgrade, tmp_path: Path) -> None:
         assert ("images", "node-1") in _codes(found)
 
 
+@pytest.mark.parametrize(
+    ("shown", "gap"),
+    [("s/endpoint known//", "images"), ("s/kubelet boot .*/kubelet boot 1/", "node")],
+)
+def test_images_that_may_be_of_another_runtime_or_machine(
+    upgrade: Upgrade, tmp_path: Path, shown: str, gap: str
+) -> None:
+    """A node may have two of one kind, and ssh another name for it: they count for nothing."""
+    env = _cluster_of(upgrade, tmp_path, [_pod("pod", f"{HOST}/team/app:1")])
+    _, found = upgrade.judged("--via", "ssh", **env)
+    assert {one["node"] for one in found["unseen"]} == {"node-2"}
+    code, found = upgrade.judged("--via", "ssh", SHOWN=shown, **env)
+    assert (code, (gap, "node-1") in _codes(found)) == (3, True)
+    (detail,) = (one["detail"] for one in found["unseen"] if one["node"] == "node-1")
+    assert ("the machine that was reached is not the cluster's node node-1" in detail) is (
+        gap == "node"
+    )
+
+
 def _cluster_of(upgrade: Upgrade, directory: Path, pods: list[dict[str, Any]]) -> dict[str, str]:
     """The environment for a cluster of the recorded nodes and these pods."""
     for one in RECORDED.iterdir():

@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from mayfly.registry.cluster.placement import ClusterNode, cluster_node, nodes_named, placement_of
+from mayfly.registry.cluster.placement import (
+    ClusterNode,
+    cluster_node,
+    nodes_named,
+    placement_of,
+    placement_of_template,
+)
 from mayfly.registry.cluster.workloads import (
     ImageUse,
     Policy,
@@ -366,6 +372,33 @@ def _affinity(*expressions: dict[str, Any], fields: Any = ()) -> dict[str, Any]:
 def test_placement(spec: dict[str, Any], fits: bool) -> None:
     """The scheduler's rules about names, labels and taints of nodes."""
     assert placement_of(spec).fits(LABELLED) is fits
+
+
+@pytest.mark.parametrize(
+    ("more", "fits"),
+    [
+        ({}, False),
+        ({"runtimeClassName": "sandboxed"}, True),
+        ({"containers": [{"resources": {"limits": {"gpu.example/one": "1"}}}]}, True),
+        ({"initContainers": [{"resources": {"requests": {"gpu.example/one": "1"}}}]}, True),
+        ({"containers": [{"resources": {"limits": {"gpu.example/two": "1"}}}]}, False),
+        (
+            {"containers": [{"resources": {"limits": {"x.kubernetes.io/y": "1", "cpu": "1"}}}]},
+            False,
+        ),
+    ],
+)
+def test_tolerations_that_new_pods_are_given(more: dict[str, Any], fits: bool) -> None:
+    """By a RuntimeClass, and by ExtendedResourceToleration; those of a pod are its own already."""
+    taints = [{"key": "gpu.example/one", "effect": "NoSchedule"}]
+    node = cluster_node({"metadata": {"name": "gpu"}, "spec": {"taints": taints}})
+    assert placement_of_template(more).fits(node) is fits
+    assert not placement_of(more).fits(node)
+    container = {"name": "c", "image": f"{HOST}/team/app:1"}
+    spec = {**more, "containers": [container | one for one in more.get("containers", [{}])]}
+    deployment = {"kind": "Deployment", "spec": {"template": {"spec": spec}}}
+    (use,) = uses_of([deployment], {})
+    assert use.placement.fits(node) is fits
 
 
 def test_node_that_is_not_ready_counts() -> None:
