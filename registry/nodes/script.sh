@@ -71,18 +71,21 @@ shorten() {
         { print }'
 }
 
+# What bounds the time of a command here; empty without such a program.
+bound=
+if timeout -k 1 1 true 2>/dev/null; then
+    bound='timeout -k 10'
+elif timeout 1 true 2>/dev/null; then
+    bound=timeout
+fi
+
 # Run a command for so many seconds at most, where the system can do that.
 bounded() {
     limit=$1
     shift
     # busybox's leaves a process behind until the time is over: not with the lock.
-    if has timeout && timeout -k 1 1 true 2>/dev/null 9<&-; then
-        timeout -k 10 "$limit" "$@" 9<&-
-    elif has timeout && timeout 1 true 2>/dev/null 9<&-; then
-        timeout "$limit" "$@" 9<&-
-    else
-        "$@" 9<&-
-    fi
+    # shellcheck disable=SC2086 # words
+    ${bound:+$bound "$limit"} "$@" 9<&-
 }
 
 # ---- Files: the journal, and one file at a time -------------------------------------------------

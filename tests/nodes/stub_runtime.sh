@@ -4,7 +4,11 @@
 [ -z "${STUB_PATH:-}" ] || PATH=$STUB_PATH
 name=${0##*/}
 printf '%s %s\n' "$name" "$*" >>"$STUB_STATE/arguments"
-file() { printf '%s/%s-%s' "$STUB_STATE" "$1" "$(printf '%s' "$2" | tr / _)"; }
+file() {
+    rest=$2
+    while [ "$rest" != "${rest#*/}" ]; do rest=${rest%%/*}_${rest#*/}; done
+    printf '%s/%s-%s' "$STUB_STATE" "$1" "$rest"
+}
 is_in() { grep -qxF "$2" "$STUB_STATE/$1" 2>/dev/null; }
 last() { for one in "$@"; do :; done; printf '%s' "$one"; }
 digest() {
