@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _KEPT = frozenset("\n\t")
 """Line breaks and tabs, which are not escaped."""
 
+_WITHOUT_KEPT = dict.fromkeys(map(ord, _KEPT))
+"""For `str.translate`, which takes them out."""
+
 
 def line(text: object) -> str:
     """Return a text as one line, with unprintable characters as ``\\x1b`` or ``\\u202e``.
@@ -100,7 +103,7 @@ def raw(stream: TextIO) -> TextIO:
 
 
 def _escaped(text: str, kept: frozenset[str]) -> str:
-    if text.isprintable():
+    if text.isprintable() or (kept and text.translate(_WITHOUT_KEPT).isprintable()):
         return text
     return "".join(
         c if c in kept or c.isprintable() else c.encode("unicode_escape").decode("ascii")

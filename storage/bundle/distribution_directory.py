@@ -78,6 +78,8 @@ class DistributionDirectory(DirectoryReader):
         """Yield the tags and manifests that lead to no image."""
         for repository in repositories(self):
             try:
+                if self._has_only_good_tags(repository):
+                    continue
                 for tag, _ in self.lost_tags(repository):
                     name = f"{repository}:{tag}"
                     text = f"{name}: the tag's link is gone or damaged"
@@ -93,6 +95,12 @@ class DistributionDirectory(DirectoryReader):
                 yield self._unreadable(repository, "", error.message)
         for name, reason in self.unreadable_directories():
             yield self._unreadable(name, "cannot be listed: ", reason)
+
+    def _has_only_good_tags(self, repository: str) -> bool:
+        """Whether each tag leads to a manifest: as a rule they do, and each is read once."""
+        links = (self._layout.tag_link(repository, tag) for tag in self.tag_names(repository))
+        digests = map(self.read_link, links)
+        return all(one is not None and self.is_linked(repository, one) for one in digests)
 
     def _unreadable(self, name: str, fact: str, reason: str) -> Diagnostic:
         text = f"{name}: {fact}{reason}"

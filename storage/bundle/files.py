@@ -95,12 +95,12 @@ class TarFile:
         return self._opener.path
 
     def locate(self, name: str) -> Piece | None:
-        stamp = stamp_of(os.fstat(self._descriptor))
-        if not stamp.is_same_file(self._stamp):
-            raise changed()
         place = self.index.locate(name)
         if place is None:
             return None
+        stamp = stamp_of(os.fstat(self._descriptor))
+        if not stamp.is_same_file(self._stamp):
+            raise changed()
         offset = place.offset if self._frames else self._start + place.offset
         # With the current stamp: after a chmod the content is proven again.
         return Piece(self._opener.path, offset, place.size, stamp, self._opener, self._frames)

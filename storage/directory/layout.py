@@ -124,7 +124,7 @@ class Layout:
         return self._within(name, f"_uploads/{upload_id}")
 
     def _within(self, name: str, path: str) -> Path:
-        return self.repositories / check_repository(name) / path
+        return self.repositories / f"{check_repository(name)}/{path}"
 
 
 @lru_cache(maxsize=_CACHED)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import tarfile
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +15,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import BlobUnknown, ContentCorrupt, ManifestUnknown, NameUnknown
+from mayfly.storage.images import images
 from tests.bundle.builders import Layout, proof_of, read
 from tests.bundle.conftest import OpenAll
 from tests.support.images import files, push, put_image, subject_of
@@ -109,3 +114,41 @@ def test_half_a_directory(tmp_path: Path, open_all: OpenAll) -> None:
     (tmp_path / "r/docker/registry").mkdir(parents=True)
     with pytest.raises(BundleInvalid, match="no bundle"):
         open_all(tmp_path / "r")
+
+
+def _listed(tmp_path: Path, count: int, open_all: OpenAll) -> Counter[str]:
+    """Count the operations on paths while a tar of so many repositories is listed."""
+    root = tmp_path / str(count)
+    store = DistributionStore(root)
+    for number in range(count):
+        put_image(store, f"team/app-{number}", "v1")
+    store.close()
+    with tarfile.open(tmp_path / f"{count}.tar", "w") as tar:
+        tar.add(root, ".")
+    opened = open_all(tmp_path / f"{count}.tar")
+    counts: Counter[str] = Counter()
+
+    def counted(name: str) -> Callable[..., Any]:
+        call = getattr(Path, name)
+
+        def count_and_call(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return call(*args, **kwargs)
+
+        return count_and_call
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("__truediv__", "relative_to", "stat"):
+            patched.setattr(Path, name, counted(name))
+        assert len([one for one in images(opened.layer) if not one.missing]) == count
+        assert opened.damaged_names() == []
+    return counts
+
+
+def test_what_listing_a_tar_costs(tmp_path: Path, open_all: OpenAll) -> None:
+    """Operations on paths take most of the time: few for each repository, however many it has."""
+    few, many = (_listed(tmp_path, count, open_all) for count in (10, 30))
+    of_one = {name: (many[name] - few[name]) / 20 for name in many}
+    assert of_one["__truediv__"] <= 16
+    assert of_one["relative_to"] <= 2
+    assert of_one["stat"] <= 2
