@@ -145,7 +145,7 @@ def wait(
     if what is None:
         raise click.UsageError("say what to wait for: --ready, --covered or --safe-to-stop")
     if what == "safe-to-stop":
-        from mayfly.registry.cli.safe_to_stop import Reach, safe_to_stop
+        from mayfly.registry.cli.safe_to_stop import safe_to_stop
         from mayfly.registry.nodes.kubectl import Kubectl
         from mayfly.registry.nodes.pods import Pods
         from mayfly.registry.nodes.ssh import SSH
@@ -166,10 +166,15 @@ def wait(
             "ssh": SSH(ssh_config, user, sudo),
             "kubernetes": Pods(kubectl),
         }
-        carrier = carriers.get(via)
-        in_cluster = None if no_kubernetes else kubectl
-        reach = Reach(in_cluster, carrier, via == "kubernetes", concurrency, hold)
-        return safe_to_stop(state_dir, timeout, reach, json)
+        return safe_to_stop(
+            state_dir,
+            timeout,
+            kubectl=None if no_kubernetes else kubectl,
+            carrier=carriers.get(via),
+            concurrency=concurrency,
+            hold=hold,
+            json=json,
+        )
     refuse_given(_OF_SAFE_TO_STOP, "for --safe-to-stop alone")
     end = None if timeout is None else time.monotonic() + timeout
     if what == "ready":

@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mayfly.registry.cli.options import print_json
@@ -30,30 +30,25 @@ _ASK_BYTES = 32 * 1024
 """Names of images in one request to the server, which takes 64 KiB."""
 
 
-class Reach(NamedTuple):
-    """How cluster and nodes are reached.
-
-    Attributes:
-        kubectl: None where there is no cluster.
-        carrier: None to look at no node.
-        by_cluster_name: whether the carrier knows nodes by the cluster's names.
-        concurrency: nodes at a time.
-        hold: whether images that are not pinned are held by pods.
-    """
-
-    kubectl: Kubectl | None
-    carrier: Carrier | None
-    by_cluster_name: bool
-    concurrency: int
-    hold: bool
-
-
-def safe_to_stop(state_dir: Path, timeout: float | None, reach: Reach, json: bool) -> int:
+def safe_to_stop(
+    state_dir: Path,
+    timeout: float | None,
+    *,
+    kubectl: Kubectl | None,
+    carrier: Carrier | None,
+    concurrency: int,
+    hold: bool,
+    json: bool,
+) -> int:
     """Wait until every node has proved every image, then judge once, and print it.
 
     Args:
         timeout: seconds to wait for proofs; None for no limit. What was not proved then is part of
             the judgement.
+        kubectl: None where there is no cluster.
+        carrier: to nodes; None to look at none.
+        concurrency: nodes at a time.
+        hold: whether images that are not pinned are held by pods.
     """
     from mayfly.registry.cli.interrupts import run_cancellable
     from mayfly.registry.cli.node_config import node_errors
@@ -63,10 +58,11 @@ def safe_to_stop(state_dir: Path, timeout: float | None, reach: Reach, json: boo
     from mayfly.registry.control.readiness import read_ready
     from mayfly.registry.nodes.kubectl import Kubectl
     from mayfly.registry.nodes.script import images_of, reading_script
+    from mayfly.registry.nodes.ssh import SSH
     from mayfly.registry.nodes.target import parse
 
-    if reach.carrier is not None and not reach.by_cluster_name:
-        reach.carrier.check(())
+    if isinstance(carrier, SSH):
+        carrier.check(())
     ready = read_ready(state_dir)
     registry = urlsplit(ready.url).netloc
     coverage = _proven(state_dir, timeout)
@@ -79,14 +75,13 @@ def safe_to_stop(state_dir: Path, timeout: float | None, reach: Reach, json: boo
         script = reading_script(parse(ready.url, None), (), "kubelet.sh")
     proofs = _proofs(coverage, names)
     sources = Sources(
-        reach.kubectl,
-        reach.carrier,
+        kubectl,
+        carrier,
         script,
-        reach.concurrency,
+        concurrency,
         functools.partial(_served, state_dir),
         lambda text: echo(text, err=True),
-        reach.by_cluster_name,
-        reach.hold,
+        hold,
     )
     images = frozenset(names.values())
     safety, uses = run_cancellable(look(sources, proofs, images, registry))
@@ -96,7 +91,7 @@ def safe_to_stop(state_dir: Path, timeout: float | None, reach: Reach, json: boo
             {"reached": found["safe"], "ended": False, "coverage": coverage, "safety": found}
         )
     else:
-        _print(found, reach.kubectl or Kubectl())
+        _print(found, kubectl or Kubectl())
     try:
         ask(state_dir, "judged", timeout=_STATUS_SECONDS, **record.reported(found))
     except (LifetimeError, ConfigError) as error:

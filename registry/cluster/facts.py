@@ -149,7 +149,10 @@ class FactsOutput(NodeOutput):
 
 
 def parse_images(document: bytes) -> dict[str, ImageOnNode] | None:
-    """Read ``crictl images --output=json``; None if it is not that, or too long."""
+    """Read ``crictl images --output=json``.
+
+    None if it is not that, is too long, or has two images by one name.
+    """
     try:
         listed = json.loads(document)
     except (ValueError, RecursionError):
@@ -163,6 +166,7 @@ def parse_images(document: bytes) -> dict[str, ImageOnNode] | None:
         for name in (*texts(one, "repoTags"), *texts(one, "repoDigests")):
             if len(found) >= _MAX_NAMES:
                 return None
-            if (reference := reference_of(name)) is not None:
-                found[str(reference)] = image
+            reference = reference_of(name)
+            if reference is not None and found.setdefault(str(reference), image) != image:
+                return None
     return found

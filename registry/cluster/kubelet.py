@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -46,7 +46,7 @@ class PullPolicy(NamedTuple):
     """
 
     verification: Verification
-    allowlist: tuple[str, ...] = ()
+    allowlist: frozenset[str] = frozenset()
 
     def verifies(self, written: str, repository: str, pulled: bool) -> bool:
         """Whether credentials count for an image.
@@ -63,14 +63,21 @@ class PullPolicy(NamedTuple):
                 return pulled
             case Verification.ALWAYS:
                 return True
-        # kubelet 1.35.4 compares the name as it is written, with its tag, so that only patterns
-        # match; later ones compare the repository's full name. What both allow is allowed.
-        return not any(
-            (written.startswith(one[:-1]) and repository.startswith(one[:-1]))
-            if one.endswith("/*")
-            else written == repository == one
-            for one in self.allowlist
-        )
+        return self.allowlist.isdisjoint(_entries(written, repository))
+
+
+def _entries(written: str, repository: str) -> Iterator[str]:
+    """Yield the entries of an allowlist that allow an image; of each part of its name one.
+
+    kubelet 1.35.4 compares the name as it is written, with its tag, so that only patterns match;
+    later ones compare the repository's full name. What both allow is allowed.
+    """
+    if written == repository:
+        yield repository
+    for slash in re.finditer("/", repository):
+        prefix = repository[: slash.end()]
+        if written.startswith(prefix):
+            yield f"{prefix}*"
 
 
 def policy_of(version: str, configuration: Mapping[str, object] | None) -> PullPolicy | None:
@@ -102,7 +109,8 @@ def policy_of(version: str, configuration: Mapping[str, object] | None) -> PullP
         verification = Verification(named)
     except ValueError:
         return None
-    return PullPolicy(verification, texts(config, "preloadedImagesVerificationAllowlist"))
+    allowlist = frozenset(texts(config, "preloadedImagesVerificationAllowlist"))
+    return PullPolicy(verification, allowlist)
 
 
 def endpoint_of(configuration: Mapping[str, object] | None) -> str:
@@ -135,13 +143,21 @@ class Access:
 
     Attributes:
         everybody: all pods of the node.
-        secrets: that it was pulled with.
+        hashes: of the credentials that it was pulled with.
+        sources: UID, namespace and name of their Secrets; none in a record of many, where kubelet
+            compares Secrets by their content only (1.35.4).
         accounts: UID, namespace and name of ServiceAccounts.
     """
 
-    everybody: bool
-    secrets: tuple[Credential, ...]
-    accounts: frozenset[tuple[str, str, str]]
+    everybody: bool = False
+    hashes: frozenset[str] = frozenset()
+    sources: frozenset[tuple[str, str, str]] = frozenset()
+    accounts: frozenset[tuple[str, str, str]] = frozenset()
+
+    @property
+    def by_secrets(self) -> bool:
+        """Whether it depends on a pod's Secrets."""
+        return not self.everybody and bool(self.hashes or self.sources)
 
     def allows(self, credentials: Iterable[Credential], account: tuple[str, str, str]) -> bool:
         """Whether a pod may use it without the registry being asked.
@@ -150,13 +166,15 @@ class Access:
             credentials: of the pod for the repository.
             account: UID, namespace and name of its ServiceAccount.
         """
-        if self.everybody:
-            return True
-        hashes = {one.hash for one in self.secrets if one.hash}
-        sources = {one.source for one in self.secrets if len(self.secrets) < _MAX_SECRETS}
-        if any(one.hash in hashes or one.source in sources for one in credentials):
-            return True
-        return account in self.accounts
+        return (
+            self.everybody
+            or account in self.accounts
+            or any(one.hash in self.hashes or one.source in self.sources for one in credentials)
+        )
+
+
+EVERYBODY = Access(everybody=True)
+NOBODY = Access()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,16 +184,12 @@ class PullRecord:
     Attributes:
         image: ID of the image in the runtime.
         access: repository with its host → the pods that kubelet lets use it without asking.
+        entries: number of its repositories, Secrets and ServiceAccounts, with one for itself.
     """
 
     image: str
     access: Mapping[str, Access]
-
-    @property
-    def entries(self) -> int:
-        """The number of repositories, Secrets and ServiceAccounts, with one for the record."""
-        some = self.access.values()
-        return 1 + sum(1 + len(one.secrets) + len(one.accounts) for one in some)
+    entries: int = 1
 
 
 def parse_record(document: bytes) -> PullRecord | None:
@@ -187,17 +201,19 @@ def parse_record(document: bytes) -> PullRecord | None:
     image = text(found, "imageRef")
     if text(found, "kind") != "ImagePulledRecord" or not image:
         return None
-    access = {}
+    access, entries = {}, 1
     for repository, entry in mapping(found, "credentialMapping").items():
+        secrets = objects(entry, "kubernetesSecrets")
+        accounts = objects(entry, "kubernetesServiceAccounts")
+        entries += 1 + len(secrets) + len(accounts)
+        few = secrets if len(secrets) < _MAX_SECRETS else ()
         access[str(repository)] = Access(
             mapping(entry).get("nodePodsAccessible") is True,
-            tuple(
-                Credential(_coordinates(one), text(one, "credentialHash"))
-                for one in objects(entry, "kubernetesSecrets")
-            ),
-            frozenset(map(_coordinates, objects(entry, "kubernetesServiceAccounts"))),
+            frozenset(filter(None, (text(one, "credentialHash") for one in secrets))),
+            frozenset(map(_coordinates, few)),
+            frozenset(map(_coordinates, accounts)),
         )
-    return PullRecord(image, access)
+    return PullRecord(image, access, entries)
 
 
 def parse_intent(document: bytes) -> str | None:
@@ -245,6 +261,5 @@ def access_of(
     if not policy.verifies(
         image.written, image.repository, record is not None or image.name in intents
     ):
-        return Access(True, (), frozenset())
-    nobody = Access(False, (), frozenset())
-    return nobody if record is None else record.access.get(image.repository, nobody)
+        return EVERYBODY
+    return NOBODY if record is None else record.access.get(image.repository, NOBODY)

@@ -24,11 +24,11 @@ from mayfly.registry.cluster.placement import ClusterNode, Placement, cluster_no
 from mayfly.registry.cluster.safety import Gap, Judge, NodeView, Proofs, Safety, Unseen
 from mayfly.registry.cluster.workloads import KINDS, ImageUse, accounts_of, uses_of
 from mayfly.registry.errors import LifetimeError
-from mayfly.registry.nodes.carrier import Carrier, ScriptEnd, Session
+from mayfly.registry.nodes.carrier import Carrier, Session
 from mayfly.registry.nodes.causes import TEXTS, Cause
 from mayfly.registry.nodes.kubectl import Kubectl, is_name, read_object
 from mayfly.registry.nodes.object_fields import objects, text
-from mayfly.registry.nodes.pod_objects import manifest
+from mayfly.registry.nodes.pod_objects import manifest, problem_of, read_node
 from mayfly.registry.nodes.pods import Pods
 from mayfly.registry.nodes.prefetch import Failure, without_answer
 from mayfly.registry.nodes.script import quote
@@ -60,7 +60,7 @@ _LIST_SECONDS = 180.0
 """For a list of all pods of a large cluster."""
 
 _HOLD_SECONDS = 300.0
-"""For holders to start."""
+"""To make holders, and for them to start."""
 
 _POLL_SECONDS = 2.0
 
@@ -92,8 +92,6 @@ class Sources:
         serves: returns those of some image names, written as in pods, that the registry has;
             blocking.
         note: called with a text for people about what could not be removed from the cluster.
-        by_cluster_name: whether the carrier knows nodes by the cluster's names, rather than by
-            those of the list.
         hold: whether images that are not pinned are held by pods.
     """
 
@@ -103,8 +101,12 @@ class Sources:
     concurrency: int
     serves: Callable[[Collection[str]], Collection[str]]
     note: Callable[[str], None]
-    by_cluster_name: bool
     hold: bool = False
+
+    @property
+    def by_cluster_name(self) -> bool:
+        """Whether nodes are reached by the cluster's names, rather than by those of the list."""
+        return isinstance(self.carrier, Pods)
 
 
 async def look(
@@ -159,6 +161,7 @@ class _Seen:
     images: frozenset[str]
     registry: str
     cluster: list[ClusterNode] | None = None
+    machines: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     short_names: list[Placement] = field(default_factory=list)
     holders: list[dict[str, Any]] = field(default_factory=list)
     unseen: list[Unseen] = field(default_factory=list)
@@ -178,6 +181,7 @@ class _Seen:
             listed("serviceaccounts", "--all-namespaces"),
         )
         self.cluster = None if nodes is None else [cluster_node(one) for one in nodes]
+        self.machines = {text(one, "metadata", "name"): one for one in nodes or ()}
         self.holders = [one for one in workloads or () if is_holder(one)]
         others = (one for one in workloads or () if not is_holder(one))
         uses = [*uses_of(others, accounts_of(accounts or ()))]
@@ -217,11 +221,11 @@ class _Seen:
             if self.cluster is not None and len(found) != 1:
                 detail = join_names([one.name for one in found], _NODES)
                 self.unseen.append(Unseen(Gap.UNKNOWN_NODE, name, detail))
-        by_name = {one.name: name for name, one in listed.items() if one is not None}
+        found_names = {one.name for one in listed.values() if one is not None}
         others = [
             one
             for one in cluster
-            if one.name not in by_name and any(use.placement.fits(one) for use in uses)
+            if one.name not in found_names and any(use.placement.fits(one) for use in uses)
         ]
         wanted: list[tuple[str, ClusterNode | None]] = [
             *listed.items(),
@@ -245,11 +249,7 @@ class _Seen:
     def with_held(self, views: Iterable[NodeView]) -> list[NodeView]:
         """Return nodes with the images that holders keep on them."""
         views = [*views]
-        images = {
-            view.name: view.facts.images
-            for view in views
-            if view.cluster is not None and view.facts is not None and view.facts.images
-        }
+        images = {view.name: view.images for view in views if view.cluster and view.images}
         held = held_by(self.holders, images)
         return [replace(view, held=held.get(view.name, frozenset())) for view in views]
 
@@ -263,24 +263,22 @@ class _Seen:
         assert kubectl is not None
         made: list[dict[str, Any]] = []
         for view, images in unpinned:
-            there = view.facts.images if view.facts else None
-            if view.cluster is None or there is None:
+            if view.cluster is None or view.images is None:
                 continue  # whether it holds an image could not be told
-            facts = await Pods(kubectl).facts(view.name)
-            if isinstance(facts, ScriptEnd):
-                detail = f": {facts.detail}" if facts.detail else ""
-                self.unseen.append(
-                    Unseen(Gap.NODE, view.name, f"{TEXTS[facts.cause or Cause.POD][0]}{detail}")
-                )
+            facts = read_node(self.machines[view.name])
+            if (problem := problem_of(facts)) is not None:
+                assert problem.cause is not None
+                texts = (TEXTS[problem.cause][0], problem.detail)
+                self.unseen.append(Unseen(Gap.NODE, view.name, ": ".join(filter(None, texts))))
             else:
-                made += holders(view.name, facts, {name: there[name].id for name in images})
+                made += holders(view.name, facts, {one: view.images[one].id for one in images})
         if not made:
             return
         if ended := gone_or_going(self.holders, made):
             words = ("delete", "pods", f"--namespace={NAMESPACE}", "--ignore-not-found")
-            await kubectl.ask(*words, "--", *ended)
+            await kubectl.ask(*words, *ended, seconds=_HOLD_SECONDS)
         content = manifest([*namespace_of_holders(), *made])
-        await kubectl.ask("apply", "-f", "-", content=content)
+        await kubectl.ask("apply", "-f", "-", content=content, seconds=_HOLD_SECONDS)
         end = time.monotonic() + _HOLD_SECONDS
         while True:
             self.holders = await kubectl.list("get", "pods", f"--namespace={NAMESPACE}")
@@ -331,7 +329,7 @@ class _Seen:
             words = ("get", "secrets", f"--namespace={namespace}", "--ignore-not-found")
             async with places:
                 try:
-                    answer = await kubectl.read(*words, names=some, seconds=_LIST_SECONDS)
+                    answer = await kubectl.read(*words, *some, seconds=_LIST_SECONDS)
                 except LifetimeError:
                     return {}
             # One Secret comes without a list.
@@ -372,7 +370,7 @@ class _Seen:
 
     def _of_node(self, name: str, one: ClusterNode | None, facts: NodeFacts) -> NodeFacts | None:
         """Compare facts with the cluster; return those that count for a node, None for none."""
-        if self.sources.kubectl is None and facts.has_kubelet:
+        if self.sources.kubectl is None and facts.has_kubelet is not False:
             self.unseen.append(Unseen(Gap.KUBELET, name))
         if one is None:
             return facts

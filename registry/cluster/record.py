@@ -33,7 +33,7 @@ _ROLES: Mapping[str, str] = {
 }
 
 _WHEN: Mapping[str, str] = {
-    When.NOW: "now, since it has not started",
+    When.NOW: "now, when it starts",
     When.RESTART: "when it restarts",
     When.POD_RESTART: "when the whole pod restarts, as after a reboot",
     When.NEW_POD: "when a pod is made from it",
@@ -213,10 +213,11 @@ def patch_lines(found: SafetyRecord) -> Iterator[str]:
         yield f"imagePullCredentialsVerificationPolicy: {one['policy']}"
         if one["patterns"]:
             yield "preloadedImagesVerificationAllowlist:"
-        yield from (f"- {pattern}" for pattern in one["patterns"])
+        # Of what a kubelet is configured with, anything may be in it.
+        yield from (f"- {json.dumps(pattern)}" for pattern in one["patterns"])
 
 
-def summary(found: SafetyRecord | ReportedSafety) -> str:
+def summary(found: SafetyRecord) -> str:
     """Return the last line of a judgement."""
     looked = (
         f"{counted(found['images'], 'image')} on {counted(found['nodes'], 'node')}, "

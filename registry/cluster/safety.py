@@ -6,13 +6,22 @@ The images that are judged are those of the upgrade's list, and others that this
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
 from mayfly.registry.cluster.facts import ImageOnNode, NodeFacts
-from mayfly.registry.cluster.kubelet import Access, Image, PullPolicy, Verification, access_of
+from mayfly.registry.cluster.kubelet import (
+    EVERYBODY,
+    Access,
+    Credential,
+    Image,
+    PullPolicy,
+    Verification,
+    access_of,
+)
 from mayfly.registry.cluster.placement import ClusterNode, Placement
 from mayfly.registry.cluster.secrets import credentials_for
 from mayfly.registry.cluster.workloads import ImageUse, Policy, Role, When, Workload
@@ -90,9 +99,9 @@ GAPS: Mapping[Gap, tuple[str, str]] = {
         "use a kubeconfig that may read nodes, nodes/proxy, pods, workloads, serviceaccounts and "
         "secrets",
     ),
-    Gap.FAILED: ("it was not seen: kubectl failed", "see the message of kubectl"),
+    Gap.FAILED: ("it was not seen: kubectl failed", "mend what kubectl says, and run this again"),
     Gap.UNKNOWN_NODE: (
-        "the cluster has no node of this name, and not exactly one of this address",
+        "the cluster has no node of this name, and none or several of this address",
         "name nodes as the cluster does, or use --no-kubernetes",
     ),
     Gap.NODE: ("the node was not seen", "mend what the message says, and run this again"),
@@ -128,6 +137,10 @@ GAPS: Mapping[Gap, tuple[str, str]] = {
     ),
 }
 """Gap → what it means, and what to do."""
+
+
+MAX_PATTERNS = 1000
+"""Lines of a ``preloadedImagesVerificationAllowlist`` that are printed for a node, at most."""
 
 
 class Finding(NamedTuple):
@@ -170,7 +183,7 @@ class Allowlist(NamedTuple):
 
     Attributes:
         policy: `Verification.NOT_LISTED`; or `Verification.NEVER` where pods write images by short
-            names, which no pattern matches in Kubernetes 1.35.
+            names, which no pattern matches in Kubernetes 1.35, and for more than `MAX_PATTERNS`.
         patterns: all of ``preloadedImagesVerificationAllowlist``.
     """
 
@@ -237,10 +250,10 @@ class NodeView:
     policy: PullPolicy | None
     held: frozenset[str] = frozenset()
 
-    def image(self, name: str) -> ImageOnNode | None:
-        """Return an image as the node's runtime lists it; None also if it was not read."""
-        images = self.facts.images if self.facts else None
-        return images.get(name) if images else None
+    @property
+    def images(self) -> Mapping[str, ImageOnNode] | None:
+        """The images that its kubelet's runtime lists; None if that was not seen."""
+        return None if self.facts is None else self.facts.images
 
     def has(self, name: str, listed: Collection[str]) -> bool | None:
         """Whether the node has an image by a name; None if that was not seen.
@@ -251,15 +264,19 @@ class NodeView:
         Args:
             listed: images of the upgrade.
         """
+        if self.images is not None:
+            return name in self.images
         if self.facts is not None:
-            return None if self.facts.images is None else name in self.facts.images
+            return None
         if self.is_listed and name in listed:
             return name not in self.lacking
         return None
 
     def may_lose(self) -> bool:
-        """Whether a kubelet may collect what is not pinned."""
-        return self.cluster is not None or bool(self.facts and self.facts.has_kubelet)
+        """Whether it may have a kubelet, which collects what is not pinned."""
+        if self.cluster is not None:
+            return True
+        return self.facts is not None and self.facts.has_kubelet is not False
 
 
 Secrets = Callable[[str, str], Object | None]
@@ -267,6 +284,10 @@ Secrets = Callable[[str, str], Object | None]
 
 None if it could not be seen.
 """
+
+_Credentials = Callable[[str, tuple[str, ...], str], tuple[list[Credential], bool]]
+"""Returns the logins of Secrets by namespace and names for a repository, and whether all of them
+could be seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,13 +309,22 @@ class Judge:
         for use in uses:
             for node in self._nodes_of(use):
                 access = self._access(use, node)
-                if isinstance(access, Access) and access.secrets and not access.everybody:
+                if isinstance(access, Access) and access.by_secrets:
                     yield from ((use.workload.namespace, name) for name in use.secrets)
 
     def judge(self, uses: Sequence[ImageUse], proofs: Proofs, secrets: Secrets) -> Safety:
         """Judge nodes and pods."""
         findings = [*self._of_proofs(proofs), *self._of_lists(), *self._of_pins(uses)]
         unseen = dict.fromkeys(self._without_list())
+
+        @functools.cache
+        def credentials(
+            namespace: str, names: tuple[str, ...], repository: str
+        ) -> tuple[list[Credential], bool]:
+            known = [secrets(namespace, one) for one in names]
+            seen = [one for one in known if one is not None]
+            return credentials_for(repository, seen), len(seen) == len(known)
+
         for use in uses:
             nodes = [*self._nodes_of(use)]
             found: dict[Trouble, list[str]] = {}
@@ -305,7 +335,7 @@ class Judge:
                     unseen[gap] = None
             else:
                 for node in nodes:
-                    trouble = self._of_pod(use, node, secrets)
+                    trouble = self._of_pod(use, node, credentials)
                     if isinstance(trouble, Unseen):
                         unseen[trouble] = None
                     elif trouble is not None:
@@ -342,20 +372,20 @@ class Judge:
             )
 
     def _of_lists(self) -> Iterator[Finding]:
-        """Yield the images of the upgrade that a node has proved, and has no longer.
+        """Yield the images of the upgrade that a node has proved, and its list does not have.
 
         Where nothing collects images, the list may be of a runtime that the upgrade does not use.
         """
         for node in self._collecting():
-            if node.facts is None or node.facts.images is None:
+            if node.images is None:
                 continue
-            if absent := self.images - node.facts.images.keys():
+            if absent := self.images - node.images.keys() - node.lacking:
                 yield Finding(Trouble.ABSENT, (node.name,), tuple(sorted(absent)))
 
     def _without_list(self) -> Iterator[Unseen]:
         """Yield a gap for each node whose proof says nothing about its kubelet's runtime."""
         for node in self._collecting():
-            if node.facts is not None and node.facts.images is None and self.images:
+            if node.facts is not None and node.images is None and self.images:
                 yield Unseen(Gap.IMAGES, node.name)
 
     def _collecting(self) -> Iterator[NodeView]:
@@ -384,18 +414,18 @@ class Judge:
                 and any(placement.fits(node.cluster) for placement in of_image.values())
             }
             names = sorted(here | self.images if node.is_listed else here)
-            if node.facts is not None and node.facts.images is not None:
-                present = ((name, node.image(name)) for name in names)
-                unpinned = [name for name, found in present if found and not found.pinned]
+            if (images := node.images) is not None:
+                unpinned = [one for one in names if one in images and not images[one].pinned]
             else:
                 unpinned = [] if node.is_pinned or not node.is_listed else sorted(self.images)
             if left := tuple(name for name in unpinned if name not in node.held):
                 yield node, left
 
-    def _of_pod(self, use: ImageUse, node: NodeView, secrets: Secrets) -> Trouble | Unseen | None:
+    def _of_pod(
+        self, use: ImageUse, node: NodeView, credentials: _Credentials
+    ) -> Trouble | Unseen | None:
         """Return why a pod would fail on a node; None if it would not."""
-        name = str(use.reference)
-        present = node.has(name, self.images)
+        present = node.has(str(use.reference), self.images)
         if present is None:
             return Unseen(Gap.IMAGES, node.name)
         if not present:
@@ -403,34 +433,26 @@ class Judge:
         access = self._access(use, node)
         if isinstance(access, Unseen):
             return access
-        if access.everybody:
-            return None
         namespace = use.workload.namespace
-        if not access.secrets and not access.accounts:
-            return Trouble.CREDENTIALS
-        known = [secrets(namespace, one) for one in use.secrets] if access.secrets else []
-        seen = [one for one in known if one is not None]
-        if access.allows(credentials_for(use.repository, seen), use.account):
+        names = use.secrets if access.by_secrets else ()
+        found, is_complete = credentials(namespace, names, use.repository)
+        if access.allows(found, use.account):
             return None
-        if len(seen) < len(known):
-            return Unseen(Gap.SECRETS, None, namespace)
-        return Trouble.CREDENTIALS
+        return Trouble.CREDENTIALS if is_complete else Unseen(Gap.SECRETS, None, namespace)
 
     def _access(self, use: ImageUse, node: NodeView) -> Access | Unseen:
         """Return which pods kubelet lets use the image on a node without asking the registry."""
-        everybody = Access(True, (), frozenset())
         if node.policy is None:
             return Unseen(Gap.POLICY, node.name)
-        if node.policy.verification is Verification.NEVER:
-            return everybody
         if not node.policy.verifies(use.written, use.repository, True):
-            return everybody
+            return EVERYBODY
         if node.facts is None or not node.facts.has_records:
             return Unseen(Gap.RECORDS, node.name)
-        found = node.image(str(use.reference))
+        name = str(use.reference)
+        found = (node.images or {}).get(name)
         if found is None:
             return Unseen(Gap.IMAGES, node.name)
-        image = Image(use.written, str(use.reference), use.repository, found.id)
+        image = Image(use.written, name, use.repository, found.id)
         return access_of(image, node.policy, node.facts.records, node.facts.intents)
 
     def _allowlists(self, findings: Iterable[Finding]) -> Iterator[Allowlist]:
@@ -451,12 +473,15 @@ class Judge:
                 continue
             preloaded = {
                 _pattern(name)
-                for name, image in (node.facts.images or {}).items()
+                for name, image in (node.images or {}).items()
                 if image.id not in node.facts.records
             }
             allowed = node.policy.allowlist if node.policy else ()
             patterns = tuple(sorted({*asked[node.name], *preloaded, *allowed}))
-            yield Allowlist(node.name, Verification.NOT_LISTED, patterns)
+            if len(patterns) > MAX_PATTERNS:
+                yield Allowlist(node.name, Verification.NEVER, ())
+            else:
+                yield Allowlist(node.name, Verification.NOT_LISTED, patterns)
 
 
 def _pattern(name: str) -> str:

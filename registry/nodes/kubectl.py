@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,24 +97,20 @@ class Kubectl(NamedTuple):
             raise _failed(arguments, "; ".join(errors) or f"exit code {code}")
         return bytes(answer)
 
-    async def read(
-        self, *arguments: str, names: Sequence[str] = (), seconds: float = ASK_SECONDS
-    ) -> dict[str, Any]:
+    async def read(self, *arguments: str, seconds: float = ASK_SECONDS) -> dict[str, Any]:
         """Run ``kubectl get`` or the like with ``-o json``; its document, empty if it prints none.
 
         With ``--ignore-not-found`` kubectl prints none if nothing is found.
 
         Args:
             arguments: as of `ask`.
-            names: of objects; kubectl takes none of them for an option.
             seconds: it may take.
 
         Raises:
             ConfigError: there is no kubectl.
             LifetimeError: as `ask`, or the answer is not a JSON object.
         """
-        behind = ("--", *names) if names else ()
-        answer = await self.ask(*arguments, "-o", "json", *behind, seconds=seconds)
+        answer = await self.ask(*arguments, "-o", "json", seconds=seconds)
         return read_object(answer, arguments) if answer.strip() else {}
 
     async def list(self, *arguments: str, seconds: float = ASK_SECONDS) -> list[dict[str, Any]]:
@@ -135,7 +130,7 @@ class Kubectl(NamedTuple):
 
 
 def is_name(text: str) -> bool:
-    """Return whether a node or a Secret can have this name."""
+    """Return whether a node or a Secret can have this name; kubectl takes none for an option."""
     return _SUBDOMAIN.fullmatch(text) is not None
 
 

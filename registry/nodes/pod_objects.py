@@ -228,6 +228,13 @@ def read_node(document: object) -> PodNode:
     )
 
 
+def problem_of(facts: PodNode) -> ScriptEnd | None:
+    """Return the reason that a node can run no pod with its own shell; None without one."""
+    if facts.system not in ("", "linux"):
+        return ScriptEnd(0, Cause.NO_SHELL, f"it runs {facts.system}")
+    return None if facts.ready else ScriptEnd(0, Cause.NOT_READY, facts.problem)
+
+
 def read_pod(document: object) -> PodState:
     """Return the state of a Pod object."""
     status = mapping(document, "status")

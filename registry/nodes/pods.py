@@ -41,6 +41,7 @@ from mayfly.registry.nodes.pod_objects import (
     last_warning,
     manifest,
     namespace_objects,
+    problem_of,
     read_node,
     read_pod,
     script_objects,
@@ -144,10 +145,8 @@ class Pods(NamedTuple):
         if not found:
             return ScriptEnd(0, Cause.NO_NODE)
         facts = read_node(found)
-        if facts.system not in ("", "linux"):
-            return ScriptEnd(0, Cause.NO_SHELL, f"it runs {facts.system}")
-        if not facts.ready:
-            return ScriptEnd(0, Cause.NOT_READY, facts.problem)
+        if (problem := problem_of(facts)) is not None:
+            return problem
         if self.image is not None:
             return facts._replace(images=(self.image,))
         if not facts.images:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 from typing import Any
 
@@ -11,6 +10,8 @@ import pytest
 
 from mayfly.registry.cluster.facts import NodeFacts, parse_images
 from mayfly.registry.cluster.kubelet import (
+    EVERYBODY,
+    NOBODY,
     Access,
     Credential,
     Image,
@@ -63,7 +64,7 @@ def _config(**fields: Any) -> dict[str, Any]:
                     "preloadedImagesVerificationAllowlist": ["a/b", "c/*"],
                 }
             ),
-            PullPolicy(Verification.NOT_LISTED, ("a/b", "c/*")),
+            PullPolicy(Verification.NOT_LISTED, frozenset({"a/b", "c/*"})),
         ),
         ("v1.36.0", _config(**{CONFIGURED: "SomethingNew"}), None),
         ("v1.36.0", _config(featureGates={"KubeletEnsureSecretPulledImages": "false"}), None),
@@ -111,9 +112,14 @@ def test_endpoint_of_a_kubelet(fields: dict[str, Any], endpoint: str) -> None:
         (PullPolicy(Verification.ALWAYS), True, True),
         (PullPolicy(Verification.NOT_LISTED), True, True),
         # 1.35.4 compares an entry with the name in the pod, tag included.
-        (PullPolicy(Verification.NOT_LISTED, (REPOSITORY,)), True, True),
-        (PullPolicy(Verification.NOT_LISTED, (f"{HOST}/team/*",)), False, False),
-        (PullPolicy(Verification.NOT_LISTED, (f"{HOST}/te/*", f"{HOST}/team")), True, True),
+        (PullPolicy(Verification.NOT_LISTED, frozenset({REPOSITORY})), True, True),
+        (PullPolicy(Verification.NOT_LISTED, frozenset({f"{HOST}/team/*"})), False, False),
+        (PullPolicy(Verification.NOT_LISTED, frozenset({f"{HOST}/*"})), False, False),
+        (
+            PullPolicy(Verification.NOT_LISTED, frozenset({f"{HOST}/te/*", f"{HOST}/team"})),
+            True,
+            True,
+        ),
     ],
 )
 def test_verified(policy: PullPolicy, pulled: bool, preloaded: bool) -> None:
@@ -134,7 +140,7 @@ def test_verified(policy: PullPolicy, pulled: bool, preloaded: bool) -> None:
 )
 def test_names_of_an_allowlist(written: str, repository: str, entry: str, verified: bool) -> None:
     """An image is allowed if the name in the pod and the full name are."""
-    policy = PullPolicy(Verification.NOT_LISTED, (entry,))
+    policy = PullPolicy(Verification.NOT_LISTED, frozenset({entry}))
     assert policy.verifies(written, repository, False) is verified
 
 
@@ -156,7 +162,9 @@ def test_hash_is_that_of_kubelet() -> None:
     assert facts.images is not None
     record = facts.records[facts.images[f"{HOST}/team/app:1"].id]
     (secret,) = (one for one in items("secrets") if one["metadata"]["name"] == "mayfly")
-    assert tuple(credentials_for(REPOSITORY, [secret])) == record.access[REPOSITORY].secrets
+    access = record.access[REPOSITORY]
+    (credential,) = credentials_for(REPOSITORY, [secret])
+    assert ([*access.hashes], [*access.sources]) == ([credential.hash], [credential.source])
 
 
 def _secret(auths: dict[str, Any], form: str = "kubernetes.io/dockerconfigjson") -> dict[str, Any]:
@@ -225,7 +233,9 @@ def test_secret_without_a_login(secret: dict[str, Any]) -> None:
 
 
 OWN = Credential(("1", "team", "mayfly"), "hash")
-KNOWN = Access(False, (OWN,), frozenset({("2", "team", "puller")}))
+KNOWN = Access(
+    False, frozenset({OWN.hash}), frozenset({OWN.source}), frozenset({("2", "team", "puller")})
+)
 
 
 @pytest.mark.parametrize(
@@ -248,15 +258,30 @@ def test_access(
 ) -> None:
     """By content or by the Secret itself, or by the ServiceAccount."""
     assert KNOWN.allows(credentials, account) is allowed
-    assert Access(True, (), frozenset()).allows(credentials, account)
+    assert EVERYBODY.allows(credentials, account)
+    assert not NOBODY.allows(credentials, account)
 
 
-def test_access_by_a_record_of_many_secrets() -> None:
+@pytest.mark.parametrize("number", [2, 99, 100, 101])
+def test_access_by_a_record_of_many_secrets(number: int) -> None:
     """Of such a record kubelet takes Secrets by their content only (1.35.4)."""
-    others = tuple(Credential((str(n), "n", "s"), str(n)) for n in range(99))
-    changed = Credential(OWN.source, "other")
-    many = dataclasses.replace(KNOWN, secrets=(OWN, *others))
-    assert many.allows([OWN], ("", "", "")) and not many.allows([changed], ("", "", ""))
+    secrets: list[dict[str, str]] = [
+        {"uid": str(n), "namespace": "n", "name": "s", "credentialHash": f"hash-{n}"}
+        for n in range(number)
+    ]
+    secrets[0].pop("credentialHash")
+    mapping = {REPOSITORY: {"kubernetesSecrets": secrets}}
+    document = {"kind": "ImagePulledRecord", "imageRef": "i", "credentialMapping": mapping}
+    record = parse_record(json.dumps(document).encode())
+    assert record is not None
+    assert record.entries == 2 + number
+    access = record.access[REPOSITORY]
+    account = ("", "", "")
+    assert access.by_secrets
+    assert access.allows([Credential(("x", "y", "z"), "hash-1")], account)
+    assert access.allows([Credential(("1", "n", "s"), "other")], account) is (number < 100)
+    assert access.allows([Credential(("0", "n", "s"), "")], account) is (number < 100)
+    assert not access.allows([Credential(("x", "y", "z"), "")], account)
 
 
 def test_records_decide_for_images() -> None:
@@ -301,6 +326,11 @@ def test_names_of_images() -> None:
     }
     found = parse_images(json.dumps({"images": [image, 7, {"repoTags": "x"}]}).encode())
     assert found is not None and [*found] == ["docker.io/library/busybox:1"]
+    same = {"images": [image, image | {"repoTags": ["docker.io/library/busybox:1"]}]}
+    assert parse_images(json.dumps(same).encode()) == found
+    for other in ({"id": "j"}, {"pinned": True}):
+        twice = {"images": [image, image | other]}
+        assert parse_images(json.dumps(twice).encode()) is None
     assert parse_images(b"[]") is None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mayfly.registry.cluster.facts import ImageOnNode, NodeFacts
 from mayfly.registry.cluster.kubelet import PullPolicy, Verification
@@ -25,6 +26,7 @@ from mayfly.registry.cluster.record import (
 )
 from mayfly.registry.cluster.safety import (
     GAPS,
+    MAX_PATTERNS,
     TROUBLES,
     Finding,
     Gap,
@@ -35,16 +37,19 @@ from mayfly.registry.cluster.safety import (
     Trouble,
     Unseen,
 )
+from mayfly.registry.cluster.secrets import credentials_for
 from mayfly.registry.cluster.workloads import ImageUse, Role, When, Workload, uses_of
 from mayfly.registry.nodes.kubectl import Kubectl
 from tests.cluster.conftest import HOST, items, node_facts
 from tests.support.process import REPO
 
 LISTED = frozenset(f"{HOST}/team/app:{n}" for n in (1, 3, 5, 6))
+ALL_ALLOWED = PullPolicy(Verification.NOT_LISTED, frozenset({f"{HOST}/*"}))
 PULLED = PullPolicy(Verification.PULLED)
 NODES = [cluster_node(one) for one in items("nodes")]
 SECRETS = {(s["metadata"]["namespace"], s["metadata"]["name"]): s for s in items("secrets")}
 KUBECTL = Kubectl(Path("/k b"), "x")
+HOSTILE = "*/x: [&a\n- #\u2028"
 ALL_PROVEN = Proofs({"node-1": (), "node-2": ()}, frozenset(), 0)
 
 
@@ -159,7 +164,14 @@ def test_name_in_other_letters() -> None:
     [
         ({"facts": None}, "pod-1", [("records", "node-1")]),
         ({"facts": None, "policy": PullPolicy(Verification.NEVER)}, "pod-1", []),
-        ({"facts": None, "policy": PullPolicy(Verification.NOT_LISTED, (f"{HOST}/*",))}, "web", []),
+        (
+            {
+                "facts": None,
+                "policy": PullPolicy(Verification.NOT_LISTED, frozenset({f"{HOST}/*"})),
+            },
+            "web",
+            [],
+        ),
         ({"policy": None}, "pod-1", [("policy", "node-1")]),
         ({"facts": None, "is_listed": False}, "pod-1", [("images", "node-1")]),
         (
@@ -275,18 +287,63 @@ def test_proofs() -> None:
 
 def test_allowlist() -> None:
     """It has what is asked for, what was allowed before, and what is there without a record."""
-    policy = PullPolicy(Verification.NOT_LISTED, ("kept/x",))
+    policy = PullPolicy(Verification.NOT_LISTED, frozenset({"kept/x", HOSTILE}))
     safety = judge(view(policy=policy), "web")
     (allowed,) = safety.allowlists
     assert (allowed.node, allowed.policy) == ("node-1", Verification.NOT_LISTED)
     # Patterns, since kubelet 1.35 compares an entry with the name in the pod, tag included.
-    assert set(allowed.patterns) == {f"{HOST}/team/*", "kept/x", "localhost/*"}
+    assert set(allowed.patterns) == {f"{HOST}/team/*", "kept/x", "localhost/*", HOSTILE}
     lines = [*patch_lines(record_of(safety, 1, 1, 1))]
-    assert lines[1] == "imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages"
-    assert f"- {HOST}/team/*" in lines
-    allowing = view(policy=PullPolicy(Verification.NOT_LISTED, allowed.patterns))
+    assert yaml.safe_load("\n".join(lines)) == {
+        "imagePullCredentialsVerificationPolicy": "NeverVerifyAllowlistedImages",
+        "preloadedImagesVerificationAllowlist": [*allowed.patterns],
+    }
+    assert f'- "{HOST}/team/*"' in lines
+    allowing = view(policy=PullPolicy(Verification.NOT_LISTED, frozenset(allowed.patterns)))
     assert judge(allowing, "web").is_safe
     assert not judge(view(), "agent").allowlists
+
+
+@pytest.mark.parametrize("number", [MAX_PATTERNS - 2, MAX_PATTERNS - 1])
+def test_allowlist_has_a_bound(number: int) -> None:
+    """A node may list as many repositories as its pods have pulled."""
+    facts = pinned(node_facts())
+    assert facts.images is not None
+    facts.images |= {f"r.example/{n}/x:1": ImageOnNode("preloaded", True) for n in range(number)}
+    (allowed,) = judge(view(facts=facts), "web").allowlists
+    is_listed = number < MAX_PATTERNS - 1
+    assert allowed.policy is (Verification.NOT_LISTED if is_listed else Verification.NEVER)
+    assert len(allowed.patterns) == (MAX_PATTERNS if is_listed else 0)
+
+
+def test_image_that_is_not_proved_is_absent_once() -> None:
+    """That the node does not list it either says nothing more."""
+    facts, name = pinned(node_facts()), f"{HOST}/team/app:1"
+    assert facts.images is not None
+    del facts.images[name]
+    proofs = Proofs({"node-1": (name,)}, frozenset(), 0)
+    found = judge(view(facts=facts, lacking=frozenset({name})), proofs=proofs)
+    assert codes(found) == [("not_proven", "node-1")]
+    assert codes(judge(view(facts=facts), proofs=ALL_PROVEN)) == [("absent", "node-1")]
+
+
+def test_secrets_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pods on however many nodes have them."""
+    asked: list[str] = []
+
+    def count(repository: str, secrets: Any) -> Any:
+        asked.append(repository)
+        return credentials_for(repository, secrets)
+
+    monkeypatch.setattr("mayfly.registry.cluster.safety.credentials_for", count)
+    (use,) = uses("pod-1")
+    placement = dataclasses.replace(use.placement, node="")
+    many = [dataclasses.replace(use, part=str(n), placement=placement) for n in range(50)]
+    nodes = [view(), view(name="node-2", cluster=NODES[1])]
+    found = Judge(LISTED, nodes).judge(
+        many, ALL_PROVEN, lambda space, name: SECRETS.get((space, name), {})
+    )
+    assert (codes(found), asked) == ([], [use.repository])
 
 
 def test_short_names_cannot_be_allowed() -> None:

@@ -251,6 +251,8 @@ def test_hold(upgrade: Upgrade, tmp_path: Path) -> None:
     _, found = upgrade.judged("--via", "ssh", "--hold", **shown)
     assert (found["findings"], found["held"]) == ([], [{"node": "node-1", "images": [image]}])
     assert f'"image": "{image}"' in (tmp_path / "objects").read_text()
+    # What the cluster says of the node is known by then, and needs no image for the shell.
+    assert "get node " not in (tmp_path / "arguments").read_text()
     # One that has ended is not made anew until it is removed.
     ended = holder | {"status": {"phase": "Failed"}}
     (tmp_path / "workloads.json").write_text(json.dumps({"kind": "List", "items": [ended]}))
@@ -258,7 +260,9 @@ def test_hold(upgrade: Upgrade, tmp_path: Path) -> None:
     asked = (tmp_path / "arguments").read_text().splitlines()
     verbs = [words.split()[0] for words in asked if words.split()[0] in ("apply", "delete")]
     assert verbs == ["apply", "delete", "apply"]
-    assert any(words.endswith(f"-- {holder['metadata']['name']}") for words in asked)
+    assert any(
+        words.endswith(f"--ignore-not-found {holder['metadata']['name']}") for words in asked
+    )
     assert "once their images are no longer needed: kubectl delete namespace mayfly-hold" in out
     # Pods that may not be made hold nothing.
     code, found = upgrade.judged("--via", "ssh", "--hold", DENIED="apply ", **shown)
@@ -281,6 +285,8 @@ def test_pods_that_may_not_be_made(upgrade: Upgrade) -> None:
 def test_kubelet_without_a_cluster(upgrade: Upgrade) -> None:
     """Where a node shows a kubelet, --no-kubernetes would leave out pods."""
     _, found = upgrade.judged("--via", "ssh", "--no-kubernetes")
+    assert ("kubelet", "node-1") in _codes(found)
+    _, found = upgrade.judged("--via", "ssh", "--no-kubernetes", SHOWN="/kubelet yes/d")
     assert ("kubelet", "node-1") in _codes(found)
     no_kubelet = "s/kubelet yes/kubelet no/"
     _, found = upgrade.judged("--via", "ssh", "--no-kubernetes", SHOWN=no_kubelet)
