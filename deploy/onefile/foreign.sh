@@ -14,14 +14,17 @@ x86_64) architecture=amd64 ;;
 *) echo "foreign.sh: no architecture $machine: aarch64, x86_64" >&2 && exit 2 ;;
 esac
 
+if [ "$(uname -m)" != "$machine" ] && [ ! -e "/proc/sys/fs/binfmt_misc/qemu-$machine" ]; then
+    echo "foreign.sh: this machine does not run programs of $machine. Debian: apt-get install" \
+        "debootstrap qemu-user-static; where nothing has mounted binfmt_misc:" \
+        "mount -t binfmt_misc none /proc/sys/fs/binfmt_misc && /usr/lib/systemd/systemd-binfmt" >&2
+    exit 1
+fi
+
 root=$(mktemp --directory --tmpdir mayfly-dist-XXXXXX)
 trap 'rm -rf --one-file-system "$root"' EXIT
 packages=binutils,ca-certificates,gcc,libc6-dev,make,python3-venv
-if ! debootstrap --variant=minbase --arch="$architecture" --include="$packages" bookworm "$root"; then
-    echo "foreign.sh: does this machine run programs of $machine? Debian: apt-get install" \
-        "debootstrap qemu-user-static" >&2
-    exit 1
-fi
+debootstrap --variant=minbase --arch="$architecture" --include="$packages" bookworm "$root"
 
 # pip reaches its index as this machine's does. A directory of wheels is not there.
 cp /etc/resolv.conf "$root/etc/"
