@@ -26,9 +26,9 @@ NO_TESTS = 5
 SIDE_BY_SIDE = ("-m", "not alone", "--dist=loadscope", "--no-loadscope-reorder")
 """Options of the first run, besides the number of processes."""
 
-PER_CPU = 3
-"""Processes for each processor: many tests wait for timeouts, disks and daemons. With two, and
-little else to do, a fifth of the time of the processors was left over."""
+PER_CPU = 4
+"""Processes for each processor: many tests wait for timeouts, disks and daemons. With three,
+and little else to do, almost a fifth of the time of the processors was left over."""
 
 
 def main(options: Sequence[str]) -> int:
