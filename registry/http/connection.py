@@ -54,7 +54,7 @@ from mayfly.registry.http.framing import (
     may_be_head,
     read_head,
 )
-from mayfly.registry.http.heads import LARGE_HEAD, HeadBudget
+from mayfly.registry.http.memory import LARGE_HEAD, MAX_HEADS, MAX_RESPONSES, MemoryBudget
 from mayfly.registry.http.origin import DIRECT, Origins
 from mayfly.registry.http.receipts import Receipts
 from mayfly.registry.http.request import HTTPRequest
@@ -71,6 +71,9 @@ _PROBE_SECONDS = 1.0
 
 _IDLE_SECONDS = 10.0
 """Within a response, without anything to send, until a client that sends no more counts as gone."""
+
+_PIECE = 256 * 1024
+"""Bytes of a response in memory that are given to the transport at once."""
 
 _LINGER_SECONDS = 10.0
 """For a client that sends more than is wanted, until it has read the response."""
@@ -246,12 +249,21 @@ class Connection(asyncio.BufferedProtocol):
                 connected.shutdown(socket.SHUT_RDWR)
         self._abort_transport()
 
-    def drop_heads(self) -> None:
-        """Close the connection to free the memory of its heads."""
+    def release_heads(self) -> bool:
+        """Close the connection to free the memory of its heads, unless a request is handled."""
+        if self.serving:
+            return False
         logger.info("cut a connection from %s: others need the memory of its head", self.peer)
         self._received.clear()
         self._recorded = 0
         self._abort_transport()
+        return True
+
+    def release_response(self) -> bool:
+        """Close the connection to free the memory of a response that the client does not take."""
+        logger.info("cut a connection from %s: others need the memory of its response", self.peer)
+        self.drop()
+        return True
 
     # Heads
 
@@ -393,8 +405,8 @@ class Connection(asyncio.BufferedProtocol):
         """Handle one request, from its head to the end of its response."""
         try:
             await self._respond(request)
-            if not self._is_writable:
-                await self.drain()
+            if not self._is_writable or self._has_rest(request):
+                await self._send_rest(request)
         except ConnectionError:
             self._close()
             return
@@ -423,6 +435,32 @@ class Connection(asyncio.BufferedProtocol):
             response = self._server.refuse(500, "internal error")
             response.close = True
             self._finish(request, response)
+
+    async def _send_rest(self, request: HTTPRequest) -> None:
+        """Send the rest of a response, and wait until the client has taken nearly all of it.
+
+        Others may need the memory of it meanwhile.
+
+        Raises:
+            ConnectionResetError: the client is gone, or was cut for that.
+        """
+        assert request.response is not None
+        body, responses = memoryview(request.response.body), self._server.responses
+        try:
+            responses.record(self, min(len(body), MAX_RESPONSES))
+            if self._has_rest(request):
+                for start in range(_PIECE, len(body), _PIECE):
+                    await self.drain()
+                    self._write(request, body[start : start + _PIECE])
+            await self.drain()
+        finally:
+            responses.record(self, 0)
+
+    @staticmethod
+    def _has_rest(request: HTTPRequest) -> bool:
+        """Whether the body of a response in memory is sent in more than one piece."""
+        response = request.response
+        return response is not None and len(response.body) > _PIECE and request.method != "HEAD"
 
     def _expect_next(self) -> None:
         if self._state is not State.HANDLING or self.transport is None:
@@ -489,7 +527,10 @@ class Connection(asyncio.BufferedProtocol):
         if request.response is None:
             head = self._head_of(request, response, len(response.body))
             request.response = response
-            self._write(request, head if request.method == "HEAD" else head + response.body)
+            # The rest of a large one by `_send_rest`: the transport would copy all of it.
+            self._write(
+                request, head if request.method == "HEAD" else head + response.body[:_PIECE]
+            )
         elif request.response.length is None and request.minor and request.method != "HEAD":
             self._write(request, b"0\r\n\r\n")
 
@@ -503,7 +544,7 @@ class Connection(asyncio.BufferedProtocol):
             request.keep_alive = False  # only the end of the connection ends the body
         return render_head(response, length, request.minor, keep_alive=request.keep_alive)
 
-    def _write(self, request: HTTPRequest, data: bytes) -> None:
+    def _write(self, request: HTTPRequest, data: bytes | memoryview) -> None:
         if self.transport is None or self.transport.is_closing():
             raise ConnectionResetError("client is gone")
         request.sent += len(data)
@@ -641,6 +682,7 @@ class HTTPServer:
 
     Attributes:
         heads: the memory of all request heads.
+        responses: the memory of all responses that wait for their clients.
         closing: whether connections close after the response that they are sending.
     """
 
@@ -652,7 +694,8 @@ class HTTPServer:
     ) -> None:
         self.handle = handle
         self.refuse = refuse
-        self.heads = HeadBudget()
+        self.heads = MemoryBudget(MAX_HEADS, Connection.release_heads)
+        self.responses = MemoryBudget(MAX_RESPONSES, Connection.release_response)
         self.closing = False
         self._origins = origins
         self._connections: dict[Connection, None] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Callable
@@ -134,6 +135,33 @@ def test_referrers_with_large_annotations(hostile: Hostile) -> None:
         assert found == sorted(pushed)
         while under.going():
             client.ask("GET", f"/v2/team/app/referrers/{digest_of(image)}")
+
+
+def test_referrers_that_nobody_reads(hostile: Hostile) -> None:
+    """Responses in memory share a budget, whoever does not read them."""
+    count = 300 if hostile.long else 80
+    with hostile.attack(
+        f"{count} clients that ask for 4 MiB of referrers and read nothing",
+        before="520 MiB for 80",
+    ) as under:
+        client = Pusher(under.host)
+        client.blob("team/app", b"{}")
+        image = client.image("team/app", "v1")
+        subject = descriptor(image, OCI_MANIFEST)
+        for number in range(12):
+            text = {"a": str(number) + "x" * (LARGEST // 8)}
+            client.image("team/app", annotations=text, subject=subject)
+        name, _, port = under.host.rpartition(":")
+        head = f"GET /v2/team/app/referrers/{digest_of(image)} HTTP/1.1\r\nHost: x\r\n\r\n"
+        with contextlib.ExitStack() as stack:
+            for _ in range(count):
+                line = stack.enter_context(socket.socket())
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                line.connect((name, int(port)))
+                line.sendall(head.encode())
+            while under.going():
+                answer = client.ask("GET", f"/v2/team/app/referrers/{digest_of(image)}")
+                assert len(answer.body) > LARGEST * 3 // 4
 
 
 def test_contents_of_large_manifests(hostile: Hostile) -> None:

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from mayfly.registry.http import connection
 from mayfly.registry.http.connection import Connection, Handler, HTTPServer
 from mayfly.registry.http.request import HTTPRequest
 from mayfly.registry.http.response import Response, render_head
@@ -190,6 +191,30 @@ async def test_client_that_takes_nothing() -> None:
     client.connection.resume_writing()
     got = await client.send(GET)
     assert len(handled) == 6 and len(re.findall(b"HTTP/1.1 200", got)) == 5
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1, 3 * connection._PIECE + 1])
+async def test_large_response(more: int) -> None:
+    """It is sent in pieces, each once the client takes more; the next request begins after it."""
+    body = bytes(range(256)) * 1024 + bytes(max(more, 0))
+    body = body[: connection._PIECE + more]
+
+    async def handle(http: HTTPRequest) -> Response:
+        return Response(body=body)
+
+    client = Client(handle)
+    got = await client.send(GET + HEAD + GET)
+    head, _, rest = got.partition(b"\r\n\r\n")
+    assert b"\r\nContent-Length: %d\r\n" % len(body) in head
+    assert rest.startswith(body + b"HTTP/1.1 200") and rest.endswith(body)
+    assert rest.count(b"HTTP/1.1 200") == 2
+    client.connection.pause_writing()
+    got = await client.send(GET)
+    assert got.endswith(body[: connection._PIECE]) and len(got) < 2 * connection._PIECE
+    assert client.server.responses.used == len(body)
+    client.connection.resume_writing()
+    assert await client.send(b"") == body[connection._PIECE :]
+    assert client.server.responses.used == 0
 
 
 async def test_client_that_leaves_while_it_is_waited_for() -> None:
