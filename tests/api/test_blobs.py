@@ -137,7 +137,7 @@ async def test_mount_without_a_source(client: Client) -> None:
 
 
 @pytest.mark.parametrize("source", ["&from=team/other", "&from=no/such", "", "&from="])
-async def test_mount_of_what_is_not_there(client: Client, source: str, root: Path) -> None:
+async def test_mount_of_what_is_not_there(client: Client, source: str) -> None:
     """202 and an upload session, never 201; the repository has no blob."""
     await push_blob(client, "team/other", b"something else")
     digest = digest_of(b"absent")

@@ -187,7 +187,7 @@ def test_robot(door: Door) -> None:
     assert door.costs == []
 
 
-def test_robot_where_there_are_none(door: Door) -> None:
+def test_robot_where_there_are_none() -> None:
     """Without a key for them, a robot is refused; its name never reaches the user file."""
     verifier = CredentialVerifier(lambda: Users({"robot+x": SECRET}))
     with pytest.raises(CredentialsInvalid):

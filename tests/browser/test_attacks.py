@@ -76,7 +76,7 @@ def harmless(tab: Tab) -> None:
     tab.clean()
 
 
-def test_names_are_text(served: Pages, new_tab: NewTab, tmp_path: Path) -> None:
+def test_names_are_text(served: Pages, new_tab: NewTab) -> None:
     """Of images, users, nodes and agents, wherever the page shows them, also once it is saved."""
     tab = new_tab(served.origin)
     log_in(tab)

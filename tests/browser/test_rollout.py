@@ -208,9 +208,7 @@ def test_an_upgrade_from_login_to_print(server: Mayfly, new_tab: NewTab, tmp_pat
         one.clean()
 
 
-def test_a_cut_line_a_removed_user_and_a_stop(
-    server: Mayfly, new_tab: NewTab, workspace: Path
-) -> None:
+def test_a_cut_line_a_removed_user_and_a_stop(server: Mayfly, new_tab: NewTab) -> None:
     """The page goes on where it was; without a session it keeps what it shows and says so."""
     with Line(server.host) as line:
         origin = f"http://{line.host}"

@@ -577,9 +577,7 @@ def test_directory_changed(layout: Layout, tmp_path: Path, open_all: OpenAll) ->
         layer.blob("kolla/nova", digests.of(ONE))
 
 
-def test_no_descriptor_is_left(
-    layout: Layout, tmp_path: Path, open_all: OpenAll, state: Path
-) -> None:
+def test_no_descriptor_is_left(layout: Layout, tmp_path: Path, state: Path) -> None:
     """Closing, and failing to open, leave no file open."""
     good = layout.write_tar(tmp_path / "good.tar")
     bad = write(tmp_path / "bad.tar", layout.all_files() | {"index.json": b"{"})

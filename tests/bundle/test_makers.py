@@ -138,7 +138,7 @@ COMMANDS = (
 )
 
 
-def test_commands(maker: Maker, made: Content, paths: list[Path], tmp_path: Path) -> None:
+def test_commands(maker: Maker, paths: list[Path], tmp_path: Path) -> None:
     """``ls``, ``du``, ``verify``, ``inventory``, ``inspect``, ``diff``, ``import``, ``export``."""
     for words in COMMANDS:
         done = mayfly(*words, *paths)

@@ -82,7 +82,7 @@ def test_corrupt_blob(directory: Path, open_all: OpenAll) -> None:
     proof_of(layer.blob(REPO, CONFIG)).establish()
 
 
-def test_good_copy_in_another_bundle(directory: Path, tmp_path: Path, open_all: OpenAll) -> None:
+def test_good_copy_in_another_bundle(tmp_path: Path, open_all: OpenAll) -> None:
     """Where one bundle's copy is corrupt, the next one's is served."""
     layout = Layout()
     layout.name(layout.image(b"shared layer"), "quay.io/a:1")

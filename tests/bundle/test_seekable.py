@@ -67,7 +67,7 @@ def write(path: Path, data: bytes) -> Path:
 @pytest.mark.parametrize("checksums", [False, True])
 @pytest.mark.parametrize("frame", [512, 70_000, 2**20, 2**23])
 def test_served(
-    frame: int, checksums: bool, layout: Layout, plain: bytes, tmp_path: Path, open_all: OpenAll
+    frame: int, checksums: bool, plain: bytes, tmp_path: Path, open_all: OpenAll
 ) -> None:
     """Every byte is there, whatever the frames, with checksums in the list or without."""
     if frame == 512:
@@ -84,7 +84,7 @@ def test_served(
             assert opened.read(len(data) + 1, 9) == b""
 
 
-def test_sent(layout: Layout, plain: bytes, start_mayfly: StartMayfly, tmp_path: Path) -> None:
+def test_sent(plain: bytes, start_mayfly: StartMayfly, tmp_path: Path) -> None:
     """To many clients at once, whole and by ranges; nothing is copied to the disk."""
     server = start_mayfly(str(write(tmp_path / "b.tar.zst", seekable(plain, 100_000))))
     data = tar({"large": LARGE})
@@ -102,9 +102,7 @@ def test_sent(layout: Layout, plain: bytes, start_mayfly: StartMayfly, tmp_path:
     assert not [one for one in server.root.rglob("data") if one.stat().st_size > 1000]
 
 
-def test_damaged_frame(
-    layout: Layout, plain: bytes, start_mayfly: StartMayfly, tmp_path: Path
-) -> None:
+def test_damaged_frame(plain: bytes, start_mayfly: StartMayfly, tmp_path: Path) -> None:
     """The transfer is cut where the frame begins, the blob refused from then on, and named."""
     packed = bytearray(seekable(plain, 100_000))
     sizes = _sizes(bytes(packed))
@@ -268,7 +266,8 @@ def test_a_frame_is_decompressed_once(slow: list[tuple[int, int]], tmp_path: Pat
         assert [number for number, _ in slow] == [0]
 
 
-def test_a_damaged_frame_is_an_error_for_all(slow: list[tuple[int, int]], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("slow")
+def test_a_damaged_frame_is_an_error_for_all(tmp_path: Path) -> None:
     """For all that wait for it; the others go on, and nobody is left waiting."""
 
     def read(at: int) -> bool:
@@ -436,7 +435,7 @@ def test_list_is_parsed_once(
     assert len(parsed) == 1
 
 
-def test_large_frames(plain: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_frames(plain: bytes, tmp_path: Path) -> None:
     """Frames that are too large to keep in memory are refused by serve and imported."""
     data = tar({"large": bytes(9 * 2**20)}) + plain
     layout = Layout()
@@ -468,9 +467,7 @@ def test_without_the_package(plain: bytes, tmp_path: Path) -> None:
         assert "pip install 'mayfly-registry[zstd]'" in done.stderr
 
 
-def test_sent_by_tls(
-    layout: Layout, plain: bytes, start_mayfly: StartMayfly, tmp_path: Path
-) -> None:
+def test_sent_by_tls(plain: bytes, start_mayfly: StartMayfly, tmp_path: Path) -> None:
     """Over TLS the same bytes arrive, also when several clients read them slowly."""
     bundle = write(tmp_path / "b.tar.zst", seekable(plain, 300_000))
     server = start_mayfly(str(bundle), "--tls", "auto", "--auth", "none")

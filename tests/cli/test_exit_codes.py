@@ -241,7 +241,7 @@ def test_other_ignored_exceptions_are_printed() -> None:
         (["user", "ls", "--auth", "/nowhere/x"], "usage"),
     ],
 )
-def test_errors_as_json(tmp_path: Path, words: list[str], code: str) -> None:
+def test_errors_as_json(words: list[str], code: str) -> None:
     """With --json an error is one document on standard error, and nothing else is anywhere."""
     if words[0] == "node-config":
         words = [*words, "--registry", "not a name"]

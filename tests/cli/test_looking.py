@@ -83,7 +83,7 @@ def test_all_three_look_the_same(
         assert found["blobs"] >= 3
 
 
-def test_verify_names_what_is_wrong(root: Path, bundle: Path) -> None:
+def test_verify_names_what_is_wrong(bundle: Path) -> None:
     """A changed byte of a bundle is found, with the image that needs it; exit code 4."""
     data = bytearray(bundle.read_bytes())
     data[data.index(NEXT) + len(NEXT) // 2] ^= 1
@@ -145,7 +145,7 @@ def test_a_hostile_layer_is_one_line(tmp_path: Path) -> None:
     assert mayfly("inspect", f"{APP}:1", "--root", root).returncode == 0
 
 
-def test_what_cannot_be_asked(tmp_path: Path) -> None:
+def test_what_cannot_be_asked() -> None:
     """A registry that is not there, and one beside a bundle, are errors of one line."""
     done = mayfly("ls", "http://127.0.0.1:1")
     assert done.returncode == 3

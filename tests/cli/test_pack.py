@@ -324,6 +324,7 @@ def test_bundles_that_are_refused(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.usefixtures("bundle")
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -343,7 +344,7 @@ def test_bundles_that_are_refused(
         (("--script", "long"), "longer than 131071 bytes"),
     ],
 )
-def test_what_is_refused(tmp_path: Path, bundle: Path, options: tuple[str, ...], says: str) -> None:
+def test_what_is_refused(tmp_path: Path, options: tuple[str, ...], says: str) -> None:
     """Each in one line with the option, and no file has changed."""
     stand_in(tmp_path / "one-file")
     (tmp_path / "one-file").write_bytes((tmp_path / "one-file").read_bytes() + b"\xff")

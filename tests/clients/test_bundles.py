@@ -126,7 +126,7 @@ def test_pulled_in_place(
 
 
 def test_sharing_and_difference(
-    images: Images, bundle: Bundle, skopeo: Client, workspace: Path, scratch: Path
+    images: Images, bundle: Bundle, skopeo: Client, scratch: Path
 ) -> None:
     """`du` shows the sharing; of three changed images only what changed travels, and completes."""
     run_mayfly("import", bundle.file, "--root", scratch / "target")

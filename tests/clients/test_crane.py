@@ -69,9 +69,7 @@ def test_exported_filesystem_has_the_files(crane: Client, small: str, scratch: P
     assert b"usr/share/zoneinfo/UTC" in (scratch / "files.tar").read_bytes()
 
 
-def test_appended_layer_makes_a_new_image(
-    crane: Client, images: Images, small: str, scratch: Path
-) -> None:
+def test_appended_layer_makes_a_new_image(crane: Client, images: Images, small: str) -> None:
     """A layer appended in the registry keeps the layers below, which are already there."""
     appended = small.replace(":small", ":appended")
     layer = images.tar("perl")

@@ -137,9 +137,7 @@ def _zeros(data: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_cut, _empty, _zeros, Path.unlink])
-def test_push_mends(
-    push: Push, server: Mayfly, damage: Callable[[Path], None], scratch: Path
-) -> None:
+def test_push_mends(push: Push, server: Mayfly, damage: Callable[[Path], None]) -> None:
     """Every file of an image is damaged; the same push again makes all of them whole.
 
     Zeros of the right length are seen once somebody hashed them, as `mayfly verify` does.

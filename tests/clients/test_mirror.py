@@ -145,9 +145,7 @@ def test_podman(podman: Client, world: World, home: Path, scratch: Path) -> None
 
 
 @pytest.mark.parametrize("version", ["", *versions("docker")], ids=version_id)
-def test_docker(
-    version: str, world: World, workspace: Path, home: Path, scratch: Path, images: Images
-) -> None:
+def test_docker(version: str, world: World, workspace: Path, home: Path, images: Images) -> None:
     """Docker Hub's names by registry-mirrors, the others by the mirror's name."""
     need_root()
     containerd = versions("containerd")[-1] if version else ""

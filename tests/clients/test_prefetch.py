@@ -141,7 +141,7 @@ def _cut_off(machine: Machine) -> None:
 
 
 def test_what_is_wrong_is_named_and_the_rest_proven(
-    lost: Machine, machines: dict[str, Machine], server: Mayfly, ssh_config: Path, tmp_path: Path
+    lost: Machine, machines: dict[str, Machine], server: Mayfly, ssh_config: Path
 ) -> None:
     """Down, full, wrong clock, killed, cut off, no config_path, a host key, a login: each is named
     with its remedy.
@@ -262,7 +262,7 @@ def _pulls(machine: Machine) -> list[int]:
 
 
 def test_check_finds_it_before_and_changes_nothing(
-    machines: dict[str, Machine], bundle: Path, server: Mayfly, ssh_config: Path, tmp_path: Path
+    machines: dict[str, Machine], bundle: Path, server: Mayfly, ssh_config: Path
 ) -> None:
     """What would go wrong in the prefetch is found, and no file of a machine or of Mayfly's is."""
 

@@ -132,6 +132,13 @@ class Tree:
             (pulled / image).write_text(json.dumps(record))
         return pulled
 
+    def sockets(self, *directories: str) -> None:
+        """Have kubelets listen in their directories, and nothing else."""
+        (self.root / "proc/net").mkdir(exist_ok=True)
+        begin = "0000000000000000: 00000002 00000000 00010000 0001 01 7"
+        lines = [f"{begin} {one}/pod-resources/kubelet.sock\n" for one in directories]
+        (self.root / "proc/net/unix").write_text("".join(lines))
+
     def facts(self, endpoint: str = "", **variables: str) -> NodeFacts:
         """What the script shows that knows an endpoint."""
         script = reading_script(Target("", tls=True), (), "kubelet.sh")
@@ -153,16 +160,6 @@ class Tree:
 
 
 OTHER = "--root-dir=/data/kubelet"
-
-
-def test_directory_of_the_kubelet(tmp_path: Path) -> None:
-    """The flag of the node's kubelet counts."""
-    node = Tree(tmp_path)
-    node.process(70, "/usr/bin/kubelet", "--v=2", OTHER)
-    node.records("data/kubelet", "a", "b")
-    facts = node.facts()
-    assert facts.records.keys() == {"a", "b"}
-    assert facts.has_records
 
 
 @pytest.mark.parametrize(
@@ -206,6 +203,7 @@ def test_kubelet_with_mounts_of_its_own(tmp_path: Path, number: int) -> None:
 @pytest.mark.parametrize(
     "words",
     [
+        ("--v=2", OTHER),
         ("--root_dir=/data/kubelet",),
         ("--root-dir=/var/lib/kubelet", OTHER),
         ("--root-dir", "--root-dir=/x", "--v=2", "--root_dir", "/data/kubelet"),
@@ -213,13 +211,13 @@ def test_kubelet_with_mounts_of_its_own(tmp_path: Path, number: int) -> None:
     ids=str,
 )
 def test_flags_as_kubelet_reads_them(tmp_path: Path, words: tuple[str, ...]) -> None:
-    """It takes an underscore for a hyphen, and the last of several values."""
+    """Its directory counts; an underscore is a hyphen, and the last of several values is taken."""
     node = Tree(tmp_path)
-    node.process(70, "kubelet", *words)
-    node.records("data/kubelet", "real")
+    node.process(70, "/usr/bin/kubelet", *words)
+    node.records("data/kubelet", "a", "b")
     node.records("var/lib/kubelet", "stale")
     facts = node.facts()
-    assert facts.records.keys() == {"real"} and facts.has_records
+    assert facts.records.keys() == {"a", "b"} and facts.has_records
 
 
 @pytest.mark.parametrize("mounts", ["1", "2"], ids=["own", "apart"])
@@ -233,45 +231,40 @@ def test_kubelet_that_ends_meanwhile(tmp_path: Path, mounts: str) -> None:
     assert (facts.has_kubelet, facts.has_records) == (True, False)
 
 
-@pytest.mark.parametrize("directory", ["/var/lib/kubelet", "/data/kubelet", "/x/var/lib/kubelet"])
-def test_kubelet_within_another_program(tmp_path: Path, directory: str) -> None:
-    """As in k3s: records count if kubelet listens beside them; a stopped one leaves stale ones."""
+def test_kubelet_within_another_program(tmp_path: Path) -> None:
+    """As in k3s: a kubelet is known by its files; without its socket the records may be stale."""
     node = Tree(tmp_path)
+    assert not node.facts().has_kubelet
     (tmp_path / "var/lib/rancher").mkdir(parents=True)
     facts = node.facts()
     assert (facts.has_kubelet, facts.has_records) == (True, False)
     node.process(70, "/usr/local/bin/k3s", "server")
     node.records("var/lib/kubelet", "a")
     assert not node.facts().has_records
-    (tmp_path / "proc/net").mkdir()
-    line = f"0000000000000000: 00000002 00000000 00010000 0001 01 7 {directory}/pod-resources"
-    (tmp_path / "proc/net/unix").write_text(f"{line}/kubelet.sock\n")
-    assert node.facts().has_records is (directory == "/var/lib/kubelet")
 
 
-def test_kubelets_that_listen_in_two_directories(tmp_path: Path) -> None:
-    """One of them may be of a pod, and records of the other stale."""
+@pytest.mark.parametrize(
+    ("directories", "counts"),
+    [
+        (("/var/lib/kubelet",), True),
+        (("/var/lib/kubelet", "/var/lib/kubelet"), True),
+        (("/data/kubelet",), False),
+        (("/x/var/lib/kubelet",), False),
+        # One of them may be of a pod, and records of the other stale.
+        (("/var/lib/kubelet", "/snap/kubelet"), False),
+    ],
+    ids=str,
+)
+def test_kubelet_that_only_its_socket_shows(
+    tmp_path: Path, directories: tuple[str, ...], counts: bool
+) -> None:
+    """As that of MicroK8s, whose files are elsewhere: records count if it listens beside them."""
     node = Tree(tmp_path)
-    node.records("var/lib/kubelet", "stale")
-    (tmp_path / "proc/net").mkdir()
-    sockets = tmp_path / "proc/net/unix"
-    begin = "0000000000000000: 00000002 00000000 00010000 0001 01 7"
-    sockets.write_text(f"{begin} /var/lib/kubelet/pod-resources/kubelet.sock\n" * 2)
-    assert node.facts().has_records
-    with sockets.open("a") as file:
-        file.write(f"{begin} /snap/kubelet/pod-resources/kubelet.sock\n")
-    assert not node.facts().has_records
-
-
-def test_kubelet_that_only_its_socket_shows(tmp_path: Path) -> None:
-    """As that of MicroK8s: a node whose files are elsewhere has one, too."""
-    node = Tree(tmp_path)
-    assert not node.facts().has_kubelet
-    (tmp_path / "proc/net").mkdir()
-    line = "0000000000000000: 00000002 00000000 00010000 0001 01 7 /snap/kubelet/pod-resources"
-    (tmp_path / "proc/net/unix").write_text(f"{line}/kubelet.sock\n")
+    node.sockets(*directories)
     facts = node.facts()
     assert (facts.has_kubelet, facts.has_records) == (True, False)
+    node.records("var/lib/kubelet", "a")
+    assert node.facts().has_records is counts
 
 
 @pytest.mark.parametrize("own", ["1", "2"])

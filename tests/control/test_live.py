@@ -176,8 +176,9 @@ def test_resize(server: FakeServer, watching: Open) -> None:
     terminal.wait_for(lambda screen: "node-29" in screen.text)
 
 
+@pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt(server: FakeServer, watching: Open, number: signal.Signals) -> None:
+def test_interrupt(watching: Open, number: signal.Signals) -> None:
     """Ctrl-C and SIGTERM leave the terminal as it was."""
     terminal = watching()
     terminal.wait_for(lambda screen: screen.frames > 0)
@@ -190,7 +191,8 @@ def test_interrupt(server: FakeServer, watching: Open, number: signal.Signals) -
     assert terminal.screen.printed.replace("^C", "").strip() == ""
 
 
-def test_suspend(server: FakeServer, watching: Open) -> None:
+@pytest.mark.usefixtures("server")
+def test_suspend(watching: Open) -> None:
     """Ctrl-Z gives the terminal back to the shell, and fg draws the view again."""
     terminal = watching()
     terminal.wait_for(lambda screen: screen.frames > 0)
@@ -255,7 +257,8 @@ def test_wide_characters() -> None:
     assert shown.text + end.text == "日本語…"
 
 
-def test_encoding_without_blocks(server: FakeServer, watching: Open) -> None:
+@pytest.mark.usefixtures("server")
+def test_encoding_without_blocks(watching: Open) -> None:
     """Bars are drawn by what the terminal's encoding has."""
     terminal = watching(PYTHONIOENCODING="ascii")
     terminal.wait_for(lambda screen: "node-2" in screen.text)

@@ -32,7 +32,7 @@ def test_urls_excuse_absence_only(store: DistributionStore) -> None:
     assert len(refs_of(manifest).within(store, "elsewhere").blobs) == 2
 
 
-def test_each_reference_once(store: DistributionStore) -> None:
+def test_each_reference_once() -> None:
     """An index may name a child, and an image a layer, ten thousand times."""
     body = image_body(layers=[descriptor(b"x")] * 10_000)
     assert len(refs_of(parse(body)).required.blobs) == 2

@@ -166,7 +166,7 @@ def test_repair_from_a_hostile_registry(
     assert sum(p.stat().st_size for p in damaged.rglob("*") if p.is_file()) < MIB
 
 
-def test_credentials_stay_with_the_registry(tmp_path: Path, damaged: Path) -> None:
+def test_credentials_stay_with_the_registry(damaged: Path) -> None:
     """A redirect to another host is followed without them; a token is asked for at home only."""
 
     def blob(handler: Scripted) -> None:

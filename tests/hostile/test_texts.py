@@ -258,7 +258,7 @@ def test_import_of_hostile_names(place: Path, tmp_path: Path) -> None:
     assert len([one for one in names if one["name"].startswith("app:")]) == len(texts.configs())
 
 
-def test_pasted_commands(place: Path, tmp_path: Path) -> None:
+def test_pasted_commands(tmp_path: Path) -> None:
     """A command that a message gives names its path quoted, as a shell takes it."""
     odd = tmp_path / "it's $(id).tar"
     odd.write_bytes(b"\x1f\x8b")

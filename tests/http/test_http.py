@@ -60,7 +60,7 @@ STATUS = {"long line": 431, "long header": 431, "long head": 431} | dict.fromkey
 
 
 @pytest.mark.parametrize("case", GARBAGE)
-async def test_garbage(client: Client, wire: Wire, root: Path, case: str) -> None:
+async def test_garbage(wire: Wire, root: Path, case: str) -> None:
     """What is not HTTP/1.1 or 1.0 is refused with an OCI error; the server stays well."""
     before = content(root)
     reader, writer = await wire.connect()

@@ -22,7 +22,6 @@ import pytest
 from mayfly.registry.http import outlets, tls, tls_channel
 from mayfly.registry.http.connection import Connection
 from mayfly.registry.http.file_sender import FileSender
-from mayfly.storage.directory.store import DistributionStore
 from tests.support.images import digest_of
 from tests.support.process import PATIENCE, Mayfly, descriptors, resident_bytes, until
 from tests.support.secured import Secured, drain, read_answer
@@ -369,9 +368,7 @@ async def test_connection_ended_in_mid_turn(
     await server.idle(before)
 
 
-async def test_store_is_not_needed_for_what_is_on_its_way(
-    server: Secured, store: DistributionStore
-) -> None:
+async def test_store_is_not_needed_for_what_is_on_its_way(server: Secured) -> None:
     """A blob deleted while it is sent arrives whole."""
     target = await server.push(REPO, LARGE)
     client = await server.begin(target, _SMALL_BUFFER)

@@ -252,7 +252,7 @@ async def test_run_ends_at_once_when_its_command_fails() -> None:
         assert (await over).exit_code == 7
 
 
-def test_holds_of_several(clock: FakeClock) -> None:
+def test_holds_of_several() -> None:
     """`AnyOf` and `AllOf` know whether they are met now."""
     met, unmet = Latch(), Latch()
     met.set(EndReason(EndKind.STOP, ""))

@@ -406,7 +406,7 @@ def test_removed_copies_are_durable_before_the_list_goes(
     assert {"quay.io", "ghcr.io"} <= set(synced)
 
 
-def test_a_crash_while_a_paste_is_taken_over(tmp_path: Path, root: Path, ca_pem: bytes) -> None:
+def test_a_crash_while_a_paste_is_taken_over(root: Path, ca_pem: bytes) -> None:
     """At every point of apply and of revert: revert brings back every byte."""
     mine = root / "etc/containerd/certs.d/quay.io/hosts.toml"
     mine.parent.mkdir(parents=True)

@@ -169,7 +169,8 @@ def test_kubectl_that_hangs(state: Path, monkeypatch: pytest.MonkeyPatch, verb: 
     assert all("Remove it with: kubectl delete namespace" in note for note in notes)
 
 
-def test_node_that_is_removed_from_the_cluster(state: Path) -> None:
+@pytest.mark.usefixtures("state")
+def test_node_that_is_removed_from_the_cluster() -> None:
     """Its pod may be removed with it; the others go on."""
     gone, good = _run("gone", "good", attempts=1)
     (failure,) = gone.failures

@@ -68,7 +68,8 @@ def _run(*nodes: str, recorder: Recorder | None = None, **more: float) -> list[N
     return asyncio.run(plan.run(recorder or Recorder()))
 
 
-def test_each_cause(state: Path) -> None:
+@pytest.mark.usefixtures("state")
+def test_each_cause() -> None:
     """Each node is judged by itself, and its neighbours end as they would alone."""
     expected = {
         "good": [],
@@ -99,7 +100,8 @@ def test_each_cause(state: Path) -> None:
     assert "no space left" in node_lines(results["full"], 2)[0]
 
 
-def test_a_failure_that_passes(state: Path) -> None:
+@pytest.mark.usefixtures("state")
+def test_a_failure_that_passes() -> None:
     """Such a node is tried again after growing pauses, and counts when it has all."""
     recorder = Recorder()
     (result,) = _run("passing", recorder=recorder, attempts=4)
@@ -161,7 +163,8 @@ def test_output_without_end(state: Path) -> None:
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_memory_does_not_grow_with_output(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("state")
+def test_memory_does_not_grow_with_output(monkeypatch: pytest.MonkeyPatch) -> None:
     """What nodes print is read and forgotten, also where all of it is read."""
     monkeypatch.setattr(node_output, "_NOISE", 64 * 1024 * 1024)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -244,7 +247,8 @@ def test_cause_of_pull(text: str, skew: float | None, cause: str) -> None:
     assert cause_of_pull(text, skew) is Cause(cause)
 
 
-def test_a_busy_node_is_told_of_once(state: Path) -> None:
+@pytest.mark.usefixtures("state")
+def test_a_busy_node_is_told_of_once() -> None:
     """The script's message says what the cause does."""
     (result,) = _run("busy", attempts=1)
     assert node_lines(result, 2) == [

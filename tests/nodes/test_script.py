@@ -228,7 +228,7 @@ def test_hostile_name_of_a_node(target: Target, root: Path, tmp_path: Path, name
         node_script(target, "n\n1", [])
 
 
-def test_names_of_images(target: Target) -> None:
+def test_names_of_images() -> None:
     """A node knows an image by its full name, docker asks this registry for its path here."""
     digest = "sha256:" + "a" * 64
     names = ["web", f"quay.io/a/b@{digest}", f"{REGISTRY}/x:2", "r.example:99/p/q:1", "web:latest"]

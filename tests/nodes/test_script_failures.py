@@ -208,7 +208,7 @@ def test_a_renewed_file_keeps_its_place(dash: Node, target: Target, runtime: Run
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_notes_about_files_that_were_written(dash: Node, ca_pem: bytes, runtime: Runtime) -> None:
+def test_notes_about_files_that_were_written(dash: Node, runtime: Runtime) -> None:
     """The plan's commands and notes are given once, when the files are written."""
     plain = parse("http://10.0.0.5:5000", None, ["docker.io", "quay.io"])
     plan = make_plan(runtime, plain, EmptyNode())

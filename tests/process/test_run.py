@@ -155,7 +155,7 @@ def test_second_signal(start: Start, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_reaches_the_command_once(start: Start, tmp_path: Path, times: int) -> None:
+def test_ctrl_c_reaches_the_command_once(tmp_path: Path, times: int) -> None:
     """The terminal sends SIGINT to both processes, so it is not forwarded."""
     script = f"""
         trap 'echo INT >> {tmp_path}/signals' INT
@@ -225,7 +225,7 @@ def test_deadline_ends_the_command(start: Start, tmp_path: Path) -> None:
     assert (tmp_path / "told").exists()
 
 
-def test_standard_input_is_the_commands(start: Start, tmp_path: Path) -> None:
+def test_standard_input_is_the_commands(tmp_path: Path) -> None:
     """The command inherits the standard input."""
     options = json.dumps({"state_dir": str(tmp_path / "state")})
     argv = [sys.executable, "-m", "tests.support.stub", options, "cat"]

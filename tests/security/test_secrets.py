@@ -221,7 +221,7 @@ def test_secrets_of_a_killed_run_do_not_outlive_the_next_start(
 
 
 def test_names_of_strangers_do_not_write_on_the_terminal(
-    start_mayfly: Callable[..., Mayfly], tmp_path: Path
+    start_mayfly: Callable[..., Mayfly],
 ) -> None:
     """A refused name may hold anything; log and report show the operator printable text only."""
     process = start_mayfly(*SECURE)

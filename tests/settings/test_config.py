@@ -129,7 +129,7 @@ def test_a_file_named_none() -> None:
     assert load({"until_pulled": ("./none",)}, {}, None).until_pulled == Path("none").absolute()
 
 
-def test_bad_value_behind_a_good_one_is_not_looked_at(tmp_path: Path) -> None:
+def test_bad_value_behind_a_good_one_is_not_looked_at() -> None:
     """A flag mends what the environment has wrong, without touching it."""
     assert load({"listen": ("127.0.0.1:1",)}, {"MAYFLY_LISTEN": "nowhere"}, None).listen
 
@@ -220,7 +220,7 @@ def test_bundles_from_every_source(tmp_path: Path) -> None:
     assert load({}, variable, file, (Path("/x"),)).bundles == (Path("/x"),)
 
 
-def test_every_address(tmp_path: Path) -> None:
+def test_every_address() -> None:
     """:PORT is reached by IPv4, and by IPv6 where the host has it."""
     with bound_sockets([Address("", 0)]) as (bound,):
         port = bound.getsockname()[1]

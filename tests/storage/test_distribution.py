@@ -134,7 +134,7 @@ def test_purge_ends_only_old_sessions(root: Path, open_store: OpenStore) -> None
         store.upload("old/one", old.id)
 
 
-def test_pushing_again_mends_a_damaged_blob(root: Path, open_store: OpenStore) -> None:
+def test_pushing_again_mends_a_damaged_blob(open_store: OpenStore) -> None:
     """A blob that something outside damaged is whole again after the next push."""
     store = open_store()
     digest = push(store, REPO, b"whole")

@@ -122,7 +122,7 @@ def test_referrer_pushed_where_one_was_deleted(store: Store, base: Path, pushed_
     assert _listed(store, subject) == [str(referrer)]
 
 
-def test_damaged_referrer_is_passed_over(store: Store, base: Path) -> None:
+def test_damaged_referrer_is_passed_over(store: Store) -> None:
     """A manifest that is not one any more hides no other."""
     image, subject = put_image(store, REPO)
     bodies = [image_body(subject=subject_of(image), annotations={"n": str(n)}) for n in range(3)]

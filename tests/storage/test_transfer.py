@@ -269,9 +269,7 @@ def test_index_of_blobs_and_artifact_manifest_travel(tmp_path: Path) -> None:
     assert verify(second).findings == ()
 
 
-def test_what_the_target_has_elsewhere_is_not_left_out(
-    source: DistributionStore, tmp_path: Path
-) -> None:
+def test_what_the_target_has_elsewhere_is_not_left_out(tmp_path: Path) -> None:
     """A repository is not served another's content, so each has to get its own."""
     layout = Layout()
     layout.name(layout.image(BASE), "docker.io/library/one:0")

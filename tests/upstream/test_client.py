@@ -259,9 +259,7 @@ async def test_rate_limits_are_waited_for(upstream: Upstream) -> None:
     assert max(upstream.waits) <= 600
 
 
-async def test_a_head_that_never_ends_is_given_up(
-    upstream: Upstream, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_head_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """However steadily its bytes come, each attempt has an end."""
     monkeypatch.setattr(client, "_HEAD_SECONDS", 0.3)
     attempts: list[asyncio.Task[object] | None] = []
