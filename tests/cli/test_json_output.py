@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import urllib.error
@@ -36,6 +35,7 @@ from tests.bundle.builders import Layout, docker_archive, write
 from tests.support.client import basic
 from tests.support.commands import command_line, environment, mayfly, run_mayfly
 from tests.support.images import digest_of
+from tests.support.node_stubs import put_stubs
 from tests.support.packing import stand_in
 from tests.support.process import PATIENCE, REPO, Mayfly
 
@@ -190,14 +190,14 @@ def test_commands_of_a_server(server: Mayfly, tmp_path: Path) -> None:
     check("node script", output("node", "script", "--node", "n1", *state))
     check("node script", output("node", "script", "--node", "n1", "--url", *state))
     check("node script", output("node", "script", "--revert"))
-    _check_prefetch(server, tmp_path)
+    env = put_stubs(tmp_path)
+    _check_prefetch(server, tmp_path, env)
     printed = '{"node": "n1", "report": {"version": 1, "nonce": "", "images": []}}\n'
     (tmp_path / "printed").write_text(printed)
     proof = ("node", "proof", "--node", "n1", tmp_path / "printed", *state)
     check("node proof", output(*proof))
     words = ("--nodes", tmp_path / "nodes", "--via", "ssh", "--root", tmp_path / "root")
-    path = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "STUB_STATE": str(tmp_path)}
-    done = mayfly("check", *state, *words, "--json", env=path)
+    done = mayfly("check", *state, *words, "--json", env=env)
     assert done.returncode == 3, done.stderr
     check("check", json.loads(done.stdout))
     url = json.loads((server.state_dir / "ready.json").read_text())["url"]
@@ -222,14 +222,11 @@ def test_commands_of_a_server(server: Mayfly, tmp_path: Path) -> None:
     assert reasons == {"credentials_invalid"}
 
 
-def _check_prefetch(server: Mayfly, tmp_path: Path) -> None:
+def _check_prefetch(server: Mayfly, tmp_path: Path, env: dict[str, str]) -> None:
     """Every event of prefetch, with a program in place of ssh."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/ssh").symlink_to(REPO / "tests/nodes/stub_ssh.sh")
     (tmp_path / "nodes").write_text("good\nfull\npassing\nnopath\n")
     words = ("--state-dir", server.state_dir, "--nodes", tmp_path / "nodes", "--attempts", "2")
-    path = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "STUB_STATE": str(tmp_path)}
-    done = mayfly("prefetch", *words, "--json", env=path)
+    done = mayfly("prefetch", *words, "--json", env=env)
     assert done.returncode == 3, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     for line in lines:

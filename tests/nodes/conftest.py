@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +12,8 @@ from tests.support.fixtures import quick_sync as quick_sync
 from tests.support.identities import ca_pem as ca_pem
 from tests.support.identities import constrained as constrained
 from tests.support.identities import identity as identity
+from tests.support.node_stubs import IMAGES, put_stubs
 from tests.support.process import Mayfly
-
-IMAGES = ("docker.io/library/one:1", "quay.io/team/two:2")
-"""What nodes are to have."""
 
 
 @pytest.fixture
@@ -31,12 +28,8 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory of the stubs, which are the first ssh and the first kubectl in PATH."""
-    directory = tmp_path / "bin"
-    directory.mkdir()
-    for name in ("ssh", "kubectl"):
-        (directory / name).symlink_to(Path(__file__).with_name(f"stub_{name}.sh"))
-    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
-    monkeypatch.setenv("STUB_STATE", str(tmp_path))
+    for name, value in put_stubs(tmp_path).items():
+        monkeypatch.setenv(name, value)
     return tmp_path
 
 

@@ -34,10 +34,10 @@ from mayfly.registry.nodes.pods import Pods
 from mayfly.registry.nodes.prefetch import NodeResult, Prefetch
 from mayfly.registry.settings.errors import ConfigError
 from tests.hostile import texts
-from tests.nodes.conftest import IMAGES
 from tests.nodes.test_prefetch import SCRIPT, Recorder
 from tests.process.test_chart import validate
 from tests.support.commands import assert_refused, mayfly, started
+from tests.support.node_stubs import IMAGES
 from tests.support.process import PATIENCE, REPO, Mayfly, poll, text_of
 
 FACTS = PodNode(True, "", "linux", "amd64", "Debian GNU/Linux 12", ("a.example/pause:3",))

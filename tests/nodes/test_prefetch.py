@@ -32,8 +32,8 @@ from mayfly.registry.nodes.prefetch import Failure, NodeResult, Prefetch, node_l
 from mayfly.registry.nodes.ssh import SSH, check_destination
 from mayfly.registry.settings.errors import ConfigError
 from tests.hostile import texts
-from tests.nodes.conftest import IMAGES
 from tests.support.commands import mayfly, started
+from tests.support.node_stubs import IMAGES
 from tests.support.process import PATIENCE, REPO, Mayfly, has_line, poll
 
 SCRIPT = "images='{}'\n{{ main; }}\n".format("\n".join(f"{name} x" for name in IMAGES))
