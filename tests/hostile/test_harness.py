@@ -10,6 +10,7 @@ import pytest
 
 from tests.hostile.__main__ import BEGIN, END, place, table
 from tests.hostile.harness import Hostile
+from tests.support.process import poll
 
 
 def test_stopped_server_is_noticed(hostile: Hostile) -> None:
@@ -41,8 +42,7 @@ def test_memory_is_noticed(hostile: Hostile) -> None:
         pytest.raises(AssertionError, match="MiB above calm"),
         hostile.attack("none", before="none", growth=-1, probes=1) as under,
     ):
-        while under.going():
-            pass
+        poll(lambda: not under.going())
 
 
 def test_command_is_measured(hostile: Hostile) -> None:

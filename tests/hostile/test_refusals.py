@@ -14,10 +14,11 @@ from tests.hostile.harness import Hostile, Under
 from tests.security.servers import make_auth
 from tests.security.wire import Server, ask
 from tests.support.client import basic
+from tests.support.process import poll
 
 PASSWORD = "correct horse battery staple"
-NAMES = 700
-ADDRESSES = 300
+NAMES = 400
+ADDRESSES = 200
 
 
 def _users(tmp_path: Path) -> tuple[str, ...]:
@@ -45,16 +46,14 @@ def _login_amid(under: Under, sources: list[str | None], *users: str) -> None:
         target=lambda: asyncio.run(_storm(under.host, sources, answered)), daemon=True
     )
     storm.start()
-    while not answered:
-        assert storm.is_alive()
+    poll(lambda: answered, "no guess was answered")
     for user in users:
         answer = ask(Server(under.host), "GET", "/auth/token", [basic(user, PASSWORD)])
         assert answer.status == 200, answer.body
         waiting = len(sources) - len(answered)
         under.note(f"{user}: {waiting} of {len(sources)} guesses still waited")
         assert waiting > len(sources) // 4
-    while under.going():
-        pass
+    poll(lambda: not under.going(), "the probes are not answered")
     storm.join(60)
 
 
@@ -67,7 +66,7 @@ def test_made_up_names_from_one_address(hostile: Hostile, tmp_path: Path) -> Non
 
 
 def test_an_attempt_each_from_many_addresses(hostile: Hostile, tmp_path: Path) -> None:
-    """So is one beside an attempt each from 300 addresses, known here or not."""
+    """So is one beside an attempt each from 200 addresses, known here or not."""
     server = hostile.serve(*_users(tmp_path))
     assert ask(Server(server.host), "GET", "/v2/", [basic("node", PASSWORD)]).status == 200
     sources: list[str | None] = [f"127.0.{1 + n // 200}.{1 + n % 200}" for n in range(ADDRESSES)]

@@ -591,11 +591,12 @@ def test_killed_while_a_paste_is_taken_over(dash: Node, target: Target) -> None:
     script = dash.script(target, "containerd")
     for verb in ("apply", "revert"):
         _paste(dash, target, "containerd", "quay.io")
+        begin = dash.keep()
         count = _changes(dash, script, path, verb)
         assert dash.run(script, "revert").returncode == 0
         assert count > 10
         for at in range(1, count + 1):
-            _paste(dash, target, "containerd", "quay.io")
+            begin()
             dash.count_calls()
             assert dash.run(script, verb, path=path, KILL_AT=str(at)).returncode == -9
             done = dash.run(script, "revert")
