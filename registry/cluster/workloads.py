@@ -416,7 +416,11 @@ def _owner(one: Object) -> tuple[str, str]:
 
 
 def _has_ended(pod: Object) -> bool:
-    """Whether a pod starts no container again; a static pod goes on when its mirror is deleted."""
-    if text(pod, "status", "phase") in ("Succeeded", "Failed"):
-        return True
-    return "deletionTimestamp" in mapping(pod, "metadata") and _owner(pod)[0] != "v1/Node"
+    """Whether a pod starts no container again.
+
+    kubelet runs a static pod as its file says, whatever became of its mirror.
+    """
+    if _owner(pod)[0] == "v1/Node":
+        return False
+    is_deleted = "deletionTimestamp" in mapping(pod, "metadata")
+    return is_deleted or text(pod, "status", "phase") in ("Succeeded", "Failed")

@@ -172,6 +172,10 @@ def test_owner_of_a_kind_that_is_not_read() -> None:
         assert [use.when for use in uses_of([_owned_pod(owner)], {})] == [When.RESTART]
     done = _owned_pod("Database", status={"phase": "Succeeded"})
     assert not [*uses_of([done], {})]
+    for owner in ("Node", "DaemonSet"):
+        done = _owned_pod(owner, status={"phase": "Succeeded"})
+        done["spec"]["restartPolicy"] = "Never"
+        assert not [*uses_of([done], {})]
 
 
 DELETED = {"metadata": {"deletionTimestamp": "2026-11-30T00:00:00Z"}}
@@ -183,9 +187,9 @@ EVICTED = {"status": {"phase": "Failed", "reason": "Evicted"}}
 def test_pods_that_are_replaced(owner: str, change: dict[str, Any]) -> None:
     """A deleted or evicted pod starts nothing again; its owner makes it anew, on any node."""
     assert not [*uses_of([_owned_pod("DaemonSet", **copy.deepcopy(change))], {})]
-    # A static pod goes on when its mirror is deleted.
+    # A static pod goes on when its mirror is deleted, and a kubelet that starts runs it anew.
     found = [*uses_of([_owned_pod("Node", **copy.deepcopy(change))], {})]
-    assert [use.when for use in found] == ([When.RESTART] if "status" not in change else [])
+    assert [use.when for use in found] == [When.RESTART]
     (use,) = uses_of([_owned_pod(owner, **copy.deepcopy(change))], {})
     assert (use.when, use.placement.node, use.written) == (When.NEW_POD, "", "x:1")
 
