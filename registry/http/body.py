@@ -114,8 +114,9 @@ class Body:
         If the connection were closed at once it would be reset, and the response could be lost.
         Chunks are not decoded: the connection is to be closed, so their end does not matter.
         """
-        if self._expects_continue or self._transport.is_closing():
-            return  # the client sends nothing, or is gone
+        if self._transport.is_closing():
+            return
+        self._expects_continue = False  # it need not wait for ever (RFC 9110, 10.1.1)
         if self._failure is not None or isinstance(self._framing, ChunkedReader):
             self._framing, self._failure = ContentLengthReader(UNBOUNDED), None
             self._pending = b""

@@ -375,7 +375,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._state is State.HANDLING and self.transport is not None:
             self._received += rest
             if rest:
-                self.transport.pause_reading()
+                self._advance()
             else:
                 self.transport.resume_reading()  # so that a client that leaves is noticed
 

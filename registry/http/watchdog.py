@@ -4,10 +4,10 @@ The watchdog looks at all connections every few seconds. The kernel counts what 
 (``TCP_INFO``), so nothing is done for a single read or write, and it is the same with TLS. A
 connection is in one of these states:
 
-    idle       no request is being handled, and the last response is sent
+    idle       no request is being handled, and the last response is acknowledged
         quiet       nothing was received since: stays open until others need its place
         beginning   a head has begun, or the first is due: complete within the header timeout
-    busy       a request is being handled, or its response is not sent to its end
+    busy       a request is being handled, or its response is not acknowledged to its end
         working     the client owes nothing, the server is at work: never closed
         moving      the client owes a part of the body, or has not acknowledged what was sent: at
                     least `MIN_PROGRESS` bytes must move within the stall timeout, so that a slow
@@ -149,9 +149,9 @@ class ConnectionWatchdog:
         if vanished is not None and info.is_vanished(vanished):
             return "the client does not answer any more"
         now = self._now()
-        # A response is handled before it is sent: the rest of it waits here or in the kernel, also
-        # when the connection is to be closed.
-        busy = connection.serving or info.unsent or connection.is_writing
+        # A response is handled before it is sent: the rest of it waits here or in the kernel, or is
+        # on its way, also when the connection is to be closed.
+        busy = connection.serving or info.unsent or info.unacked or connection.is_writing
         requests = connection.requests
         last = self._checkpoints.get(connection)
         if last is None or (last.busy, last.requests) != (busy, requests):

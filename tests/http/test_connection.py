@@ -219,6 +219,29 @@ async def test_no_more_is_received_than_is_answered() -> None:
     assert len(echo.seen) == 3_001
 
 
+async def test_what_follows_a_body_is_counted() -> None:
+    """It is memory of heads from when it has come, not only from when it is read."""
+    gate = asyncio.Event()
+
+    async def handle(http: HTTPRequest) -> Response:
+        await http.read_body(10**9)
+        await gate.wait()
+        return Response()
+
+    following = message("GET", "/get", close=False) * 100 + LAST
+    headers = {"Transfer-Encoding": "chunked"}
+    asked = message("PUT", "/put", chunked(b"body"), headers, close=False)
+    server = HTTPServer(handle)
+    client = Client(server, [asked[:-1], asked[-1:] + following])
+    async with asyncio.timeout(TIMEOUT):
+        while client.pieces:  # noqa: ASYNC110 - a turn each
+            await asyncio.sleep(0)
+        assert server.heads.used == len(following)
+        gate.set()
+        await client.closed.wait()
+    assert client.answers.count(b"HTTP/1.1 200") == 102
+
+
 @pytest.mark.parametrize("head", [
     b"GET /x HTTP/1.1\r\n" + H + b"Upgrade: websocket\r\nConnection: Upgrade\r\n",
     b"CONNECT x:80 HTTP/1.1\r\n" + H,

@@ -87,6 +87,10 @@ def test_crowd() -> None:
     assert not judge.after(0)
     assert not judge.after(IDLE_GRACE_SECONDS - 1)
     assert judge.after(1)
+    for counts in (QUIET._replace(unacked=True), QUIET._replace(unsent=True)):
+        judge = Judge(Connection(requests=1, counts=counts))
+        judge.crowded = True
+        assert not judge.after(0) and not judge.after(STALL - 1)
     judge = Judge(Connection(serving=True, requests=1, awaits_body=True))
     judge.crowded = True
     assert not judge.after(0) and not judge.after(STALL - 1)
@@ -130,15 +134,15 @@ def test_next_request_begins_anew() -> None:
     assert judge.after(1)
 
 
-@pytest.mark.parametrize("where", ["kernel", "here"])
+@pytest.mark.parametrize("where", ["here", "unsent", "unacked"])
 def test_answer_that_is_not_taken(where: str) -> None:
-    """It has been handled, but not sent: it goes on or is cut; sent, the connection may be kept."""
+    """It has been handled and has not arrived: it goes on or is cut; then it may be kept."""
     judge = Judge(Connection(requests=1))
     assert not judge.after(0)
 
     def owed(is_owed: bool) -> dict[str, bool]:
         judge.connection.is_writing = is_owed and where == "here"
-        return {"unsent": is_owed and where == "kernel"}
+        return {name: is_owed and where == name for name in ("unsent", "unacked")}
 
     for turn in range(5):
         assert not judge.after(STALL - 1, **owed(True), acknowledged=turn * MIN_PROGRESS)
