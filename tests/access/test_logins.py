@@ -24,6 +24,7 @@ from mayfly.registry.access.logins import (
     Logins,
 )
 from tests.auth.clock import Clock
+from tests.support.beside import settle
 from tests.support.process import PATIENCE
 
 SECRET = hash_password("secret", 4)
@@ -75,11 +76,6 @@ async def desk(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
     desk.logins.close()
 
 
-async def _settle() -> None:
-    for _ in range(50):
-        await asyncio.sleep(0)
-
-
 async def test_bcrypt_runs_off_the_loop(desk: Desk) -> None:
     """The right password is checked in a worker thread, once."""
     for _ in range(3):
@@ -96,7 +92,7 @@ async def test_login_storm_runs_one_bcrypt(desk: Desk, addresses: int) -> None:
         asyncio.create_task(desk.logins.authenticate("bob", "secret", str(number % addresses)))
         for number in range(200)
     ]
-    await _settle()
+    await settle(50)
     desk.gate.set()
     assert {identity.name for identity in await asyncio.gather(*storm)} == {"bob"}
     assert desk.checked == [b"secret"]
@@ -112,7 +108,7 @@ async def test_login_storm_runs_one_bcrypt_with_threads_to_spare(
         asyncio.create_task(desk.logins.authenticate("bob", "secret", str(number)))
         for number in range(8)
     ]
-    await _settle()
+    await settle(50)
     desk.gate.set()
     await asyncio.gather(*storm)
     desk.logins.close()
@@ -123,7 +119,7 @@ async def test_storm_of_one_wrong_password_runs_one_bcrypt(desk: Desk) -> None:
     """Two hundred pods with one stale Secret are refused after one bcrypt."""
     desk.gate.clear()
     storm = [desk.start("bob", "stale", str(number % 20)) for number in range(200)]
-    await _settle()
+    await settle(50)
     desk.gate.set()
     await asyncio.gather(*storm)
     assert desk.checked == [b"stale"]
@@ -169,9 +165,9 @@ async def test_flood_from_one_address_holds_nobody_else_up(desk: Desk) -> None:
     """A login elsewhere waits for one bcrypt of the flood, not for all that came before."""
     desk.gate.clear()
     flood = [desk.start(f"user{number}", "x", "attacker") for number in range(300)]
-    await _settle()
+    await settle(50)
     login = asyncio.create_task(desk.logins.authenticate("bob", "secret", "home"))
-    await _settle()
+    await settle(50)
     desk.gate.set()
     await login
     assert desk.checked.index(b"secret") == 1
@@ -187,27 +183,25 @@ async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_names_from_the_same_address_hold_nobody_up(desk: Desk) -> None:
-    """A first login beside 700 made-up names from its own address is the next to be checked."""
+@pytest.mark.parametrize(
+    ("attempts", "user", "address"),
+    [
+        ([(f"user{number}", "nat") for number in range(700)], "bob", "nat"),
+        ([("bob", f"192.0.2.{number}") for number in range(300)], "alice", "198.51.100.1"),
+    ],
+    ids=["700 made-up names of its own address", "300 addresses with an attempt each"],
+)
+async def test_floods_hold_nobody_up(
+    desk: Desk, attempts: list[tuple[str, str]], user: str, address: str
+) -> None:
+    """A first login beside others that fail is the next to be checked."""
     desk.gate.clear()
-    flood = [desk.start(f"user{number}", "x", "nat") for number in range(700)]
-    await _settle()
-    login = desk.login("bob", "nat")
-    await _settle()
-    desk.gate.set()
-    await login
-    assert desk.checked.index(b"secret") == 1
-    desk.logins.close()
-    await _end(flood)
-
-
-async def test_addresses_hold_nobody_up(desk: Desk) -> None:
-    """A first login beside 300 addresses with an attempt each is the next to be checked."""
-    desk.gate.clear()
-    flood = [desk.start("bob", f"x{number}", f"192.0.2.{number}") for number in range(300)]
-    await _settle()
-    login = desk.login("alice", "198.51.100.1")
-    await _settle()
+    flood = [
+        desk.start(name, f"x{number}", source) for number, (name, source) in enumerate(attempts)
+    ]
+    await settle(50)
+    login = desk.login(user, address)
+    await settle(50)
     desk.gate.set()
     await login
     assert desk.checked.index(b"secret") == 1
@@ -222,9 +216,9 @@ async def test_network_that_failed_waits_for_others(desk: Desk, again: str) -> N
     desk.checked.clear()
     desk.gate.clear()
     first = [desk.start("bob", "first", "busy")]
-    await _settle()
+    await settle(50)
     late = [desk.start("alice", "clean", "2001:db8:0:1::1"), desk.start("eve", "failed", again)]
-    await _settle()
+    await settle(50)
     desk.gate.set()
     await asyncio.gather(*first, *late)
     assert desk.checked == [b"first", b"clean", b"failed"]
@@ -240,11 +234,11 @@ async def test_who_logged_in_lately_has_a_lane(desk: Desk, monkeypatch: pytest.M
         desk.checked.clear()
         desk.gate.clear()
         flood = [desk.start("eve", f"first{since}", "elsewhere")]
-        await _settle()
+        await settle(50)
         login = desk.login("bob", "nat")
-        await _settle()
+        await settle(50)
         flood.append(desk.start("mallory", f"last{since}", "anywhere"))
-        await _settle()
+        await settle(50)
         desk.gate.set()
         await asyncio.gather(login, *flood)
         assert desk.checked.index(b"secret") == place
@@ -272,13 +266,13 @@ async def test_all_that_waits_is_bounded(desk: Desk) -> None:
     """However many addresses, so many wait; those that came first are told that it is busy."""
     desk.gate.clear()
     checked = desk.start("bob", "first", "a")
-    await _settle()
+    await settle(50)
     addresses = [f"198.51.{number // 200}.{number % 200}" for number in range(MAX_WAITING + 100)]
     flood = [
         asyncio.create_task(desk.logins.authenticate("bob", address, address))
         for address in addresses
     ]
-    await _settle()
+    await settle(50)
     done = [number for number, task in enumerate(flood) if task.done()]
     assert done == list(range(101)), "the one that is being checked counts, and stays"
     assert not checked.done()
@@ -300,7 +294,7 @@ async def test_nobody_waits_for_ever(desk: Desk, monkeypatch: pytest.MonkeyPatch
         await desk.logins.authenticate("alice", "secret", "b")
     monkeypatch.setattr(logins_module, "MAX_WAIT", 60)
     login = desk.login("alice", "b")
-    await _settle()
+    await settle(50)
     desk.gate.set()
     assert (await login).name == "alice"
 
@@ -313,9 +307,9 @@ async def test_guesses_are_not_told_apart_by_recall(desk: Desk) -> None:
     await desk.logins.authenticate("bob", "secret", "home")
     desk.gate.clear()
     guesses = [desk.start("bob", f"guess{number}", "attacker") for number in range(MAX_MISSES)]
-    await _settle()
+    await settle(50)
     right = desk.login("bob", "attacker")
-    await _settle()
+    await settle(50)
     assert not right.done()
     assert (await desk.logins.authenticate("bob", "secret", "home")).name == "bob"
     desk.gate.set()
@@ -334,7 +328,7 @@ async def test_what_may_wait_is_bounded(desk: Desk) -> None:
     desk.gate.clear()
     guesses = [desk.start("bob", f"guess{number}", "a") for number in range(40)]
     names = [desk.start(f"user{number}", "x", "b") for number in range(600)]
-    await _settle()
+    await settle(50)
     assert sum(not task.done() for task in guesses) == MAX_WAITING_PER_PAIR
     assert sum(not task.done() for task in names) == MAX_WAITING_PER_NETWORK
     desk.gate.set()
@@ -348,7 +342,7 @@ async def test_cancelled_caller_leaves_others_alone(desk: Desk) -> None:
     first = asyncio.create_task(desk.logins.authenticate("bob", "secret", "a"))
     second = asyncio.create_task(desk.logins.authenticate("bob", "secret", "a"))
     other = asyncio.create_task(desk.logins.authenticate("bob", "secret", "b"))
-    await _settle()
+    await settle(50)
     first.cancel()
     desk.gate.set()
     with pytest.raises(asyncio.CancelledError):
@@ -361,7 +355,7 @@ async def test_nobody_left_to_tell(desk: Desk, caplog: pytest.LogCaptureFixture)
     """A refusal that nobody waits for any more is not logged as an error."""
     desk.gate.clear()
     task = desk.start("bob", "wrong", "a")
-    await _settle()
+    await settle(50)
     task.cancel()
     desk.gate.set()
     await asyncio.gather(task, return_exceptions=True)

@@ -15,7 +15,7 @@ from mayfly.storage.errors import ManifestUnknown
 from mayfly.storage.interface import LowerStore
 from tests.bundle.builders import REF_NAME, Layout, blob_name, layers, proof_of, read
 from tests.bundle.conftest import OpenAll
-from tests.clients.programs import Client, Containerd, Dockerd
+from tests.clients.programs import Client, Containerd, Dockerd, push_by_skopeo
 from tests.support.images import digest_of
 from tests.support.process import Mayfly, find_program, need, need_root, remove_tree
 
@@ -178,13 +178,7 @@ def test_crane_pull(
     need("crane")
     crane = Client("crane", place)
     reference = f"{mayfly.host}/bundle/crane-{form}:1"
-    skopeo(
-        "copy",
-        "--preserve-digests",
-        "--dest-tls-verify=false",
-        f"oci:{layout}:one",
-        f"docker://{reference}",
-    )
+    push_by_skopeo(skopeo, layout, "one", reference)
     path = place / f"crane-{form}"
     crane("pull", f"--format={form}", "--annotate-ref", reference, path)
     bundles = open_all(path)

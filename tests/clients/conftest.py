@@ -213,11 +213,7 @@ def each_cri(request: pytest.FixtureRequest, cris: Callable[[str], Cri]) -> Cri:
 
 @pytest.fixture(scope="session")
 def skopeo(home: Path) -> Client:
-    """skopeo, with no signature policy.
-
-    Tests push by it with ``--preserve-digests``: without, it may put another compression of a layer
-    in the layer's place, which its cache, one for the machine, knows of a registry at this port.
-    """
+    """skopeo, with no signature policy."""
     return Client("skopeo", home, "--insecure-policy")
 
 

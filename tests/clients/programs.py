@@ -81,6 +81,19 @@ class Client:
         return (done.stdout + done.stderr).decode()
 
 
+def dockerd_options(directory: Path) -> tuple[str, ...]:
+    """Options of a Docker daemon that touches no bridge and no firewall, and has its own place."""
+    return (
+        "--bridge=none",
+        "--iptables=false",
+        "--ip6tables=false",
+        f"--data-root={directory}/data",
+        f"--exec-root={directory}/exec",
+        f"--pidfile={directory}/docker.pid",
+        f"--host=unix://{directory}/docker.sock",
+    )
+
+
 class Dockerd(Process):
     """A Docker daemon that touches no bridge and no firewall, with its own containerd.
 
@@ -110,13 +123,7 @@ class Dockerd(Process):
             [
                 *([] if etc is None else _with_etc(etc)),
                 find_program("dockerd", *filter(None, own)) or "",
-                "--bridge=none",
-                "--iptables=false",
-                "--ip6tables=false",
-                f"--data-root={directory}/data",
-                f"--exec-root={directory}/exec",
-                f"--pidfile={directory}/docker.pid",
-                f"--host={socket}",
+                *dockerd_options(directory),
                 *options,
             ],
             directory / "output.log",
@@ -205,6 +212,16 @@ class Cri(Process):
         (directory / "hosts.toml").write_text(
             f'server = "http://{host}"\n[host."http://{host}"]\n{capabilities}\n'
         )
+
+
+def push_by_skopeo(skopeo: Client, layout: Path, name: str, reference: str) -> None:
+    """Push an image or index of an OCI layout as it is.
+
+    Without ``--preserve-digests`` skopeo may put another compression of a layer in the layer's
+    place, which its cache, one for the machine, knows of a registry at this port.
+    """
+    options = ("--all", "--preserve-digests", "--dest-tls-verify=false")
+    skopeo("copy", *options, f"oci:{layout}:{name}", f"docker://{reference}")
 
 
 def cri_config(directory: Path, socket: str, hosts: Path) -> str:

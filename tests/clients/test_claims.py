@@ -10,7 +10,7 @@ import pytest
 from mayfly.registry.control.client import ask
 from mayfly.registry.coverage.states import State
 from tests.clients.images import Images
-from tests.clients.programs import Client, Containerd, Cri, Dockerd
+from tests.clients.programs import Client, Containerd, Cri, Dockerd, push_by_skopeo
 from tests.support.process import PATIENCE, Mayfly, poll
 
 NODE = "127.0.0.1"
@@ -28,14 +28,7 @@ def registries(
     listed.write_text("claims/app:1\n")
     options = ("--until-pulled", str(listed), "--nodes", "2")
     first = start_mayfly(*options, state_dir=scratch / "first")
-    target = f"docker://{first.host}/claims/app:1"
-    skopeo(
-        "copy",
-        "--preserve-digests",
-        "--dest-tls-verify=false",
-        f"oci:{images.layout}:small",
-        target,
-    )
+    push_by_skopeo(skopeo, images.layout, "small", f"{first.host}/claims/app:1")
 
     def second() -> Mayfly:
         first.popen.terminate()

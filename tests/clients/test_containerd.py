@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.images import Images
-from tests.clients.programs import Client, Containerd
+from tests.clients.programs import Client, Containerd, push_by_skopeo
 from tests.support.commands import run_mayfly
 from tests.support.process import PATIENCE, Mayfly
 from tests.support.programs import versions
@@ -44,15 +44,7 @@ def reference(
 ) -> str:
     """An image or index of the layout in the registry, named by the test's parameter."""
     target = f"{mayfly.host}/{repository}:{request.param}"
-    source = f"oci:{images.layout}:{request.param}"
-    skopeo(
-        "copy",
-        "--all",
-        "--preserve-digests",
-        "--dest-tls-verify=false",
-        source,
-        f"docker://{target}",
-    )
+    push_by_skopeo(skopeo, images.layout, request.param, target)
     return target
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from mayfly.registry.version import VERSION
 from tests.clients.images import Images
-from tests.clients.programs import Client
+from tests.clients.programs import Client, push_by_skopeo
 from tests.support.packing import builder
 from tests.support.process import REPO, poll
 
@@ -119,13 +119,7 @@ def test_container_serves_a_push(
     """An image is pushed to the container, which runs as nobody, and pulled from it again."""
     host = wait_until_ready(docker, container)
     reference = f"docker://{host}/debian:1"
-    skopeo(
-        "copy",
-        "--preserve-digests",
-        "--dest-tls-verify=false",
-        f"oci:{images.layout}:debian",
-        reference,
-    )
+    push_by_skopeo(skopeo, images.layout, "debian", f"{host}/debian:1")
     skopeo("copy", "--src-tls-verify=false", reference, f"dir:{scratch}/pulled")
     told = json.loads(skopeo("inspect", "--tls-verify=false", reference))
     assert told["Digest"] == images.digest("debian")
@@ -144,10 +138,7 @@ def test_stopped_container_keeps_its_images(
 ) -> None:
     """docker stop ends it cleanly, and started again it has what was pushed."""
     host = wait_until_ready(docker, container)
-    source = f"oci:{images.layout}:small"
-    skopeo(
-        "copy", "--preserve-digests", "--dest-tls-verify=false", source, f"docker://{host}/small:1"
-    )
+    push_by_skopeo(skopeo, images.layout, "small", f"{host}/small:1")
     docker("stop", "--time=30", container)
     assert inspect(docker, container)["State"]["ExitCode"] == 0, logs(docker, container)
     docker("start", container)

@@ -20,7 +20,7 @@ import pytest
 
 from tests.clients.images import blob_path, sha256
 from tests.clients.medium import Medium
-from tests.clients.programs import Client, Containerd, Cri
+from tests.clients.programs import Client, Containerd, Cri, push_by_skopeo
 from tests.clients.proxy import FaultyProxy
 from tests.support.commands import mayfly
 from tests.support.process import Mayfly, remove_tree
@@ -240,14 +240,7 @@ def until_done(
 @pytest.mark.parametrize("program", [*CLIENTS, "cri"], indirect=True)
 def test_pull(program: Puller, skopeo: Client, medium: Medium, server: Mayfly) -> None:
     """What a client says it has pulled is what was pushed."""
-    target = f"docker://{server.host}/faults:1"
-    skopeo(
-        "copy",
-        "--preserve-digests",
-        "--dest-tls-verify=false",
-        f"oci:{medium.layout}:medium",
-        target,
-    )
+    push_by_skopeo(skopeo, medium.layout, "medium", f"{server.host}/faults:1")
     for _ in range(SEEDS):
         seed = random.randrange(2**32)
         with FaultyProxy(server.host, seed, FAULTS, LARGEST) as proxy:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.medium import Medium
-from tests.clients.programs import Client
+from tests.clients.programs import Client, push_by_skopeo
 from tests.clients.proxy import SlowProxy
 from tests.support.commands import mayfly
 from tests.support.process import Mayfly
@@ -60,14 +60,7 @@ def test_killed_during_a_pull(
 ) -> None:
     """docker's pull ends with the image that was pushed, and goes on where it was."""
     server = start_mayfly()
-    target = f"docker://{server.host}/killed:1"
-    skopeo(
-        "copy",
-        "--preserve-digests",
-        "--dest-tls-verify=false",
-        f"oci:{medium.layout}:medium",
-        target,
-    )
+    push_by_skopeo(skopeo, medium.layout, "medium", f"{server.host}/killed:1")
     log = scratch / "pull.log"
     with SlowProxy(server.host, SLOW) as proxy:
         pull = ("pull", f"{proxy.host}/killed:1")

@@ -17,7 +17,7 @@ import pytest
 
 from tests.clients.conftest import version_id
 from tests.clients.images import Images
-from tests.clients.programs import Client, Containerd, Distribution, Dockerd
+from tests.clients.programs import Client, Containerd, Distribution, Dockerd, push_by_skopeo
 from tests.support.process import PATIENCE, Mayfly, Process, need_root
 from tests.support.programs import versions
 
@@ -76,10 +76,7 @@ def world(
             root = sources / host
             upstreams[host] = Distribution(root, scratch / host)
             if not (root / "docker").exists():
-                target = f"docker://{upstreams[host].host}/{path}"
-                source = f"oci:{images.layout}:{image}"
-                options = ("--all", "--preserve-digests", "--dest-tls-verify=false")
-                skopeo("copy", *options, source, target)
+                push_by_skopeo(skopeo, images.layout, image, f"{upstreams[host].host}/{path}")
         listed = scratch / "images.txt"
         listed.write_text("".join(f"{name}\n" for name in NAMES))
         server = start_mayfly(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.images import Images
-from tests.clients.programs import Client, Containerd
+from tests.clients.programs import Client, Containerd, push_by_skopeo
 from tests.clients.proxy import CuttingProxy
 from tests.support.process import Mayfly
 
@@ -28,14 +28,7 @@ def reference(
     skopeo: Client, images: Images, mayfly: Mayfly, repository: str, proxy: CuttingProxy
 ) -> str:
     """An image in the server, by its name behind the proxy."""
-    target = f"docker://{mayfly.host}/{repository}:debian"
-    skopeo(
-        "copy",
-        "--preserve-digests",
-        "--dest-tls-verify=false",
-        f"oci:{images.layout}:debian",
-        target,
-    )
+    push_by_skopeo(skopeo, images.layout, "debian", f"{mayfly.host}/{repository}:debian")
     return f"{proxy.host}/{repository}:debian"
 
 

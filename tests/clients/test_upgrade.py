@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.images import Images
-from tests.clients.programs import Client, Containerd, Dockerd
+from tests.clients.programs import Client, Containerd, Dockerd, push_by_skopeo
 from tests.clients.proxy import SlowProxy
 from tests.support.process import PATIENCE, REPO, Mayfly, Process, find_program
 
@@ -131,13 +131,7 @@ def test_deadline_names_the_node_that_never_came(
         *("--max-lifetime", "30s"),
     )
     target = f"{server.host}/upgrade/app:1"
-    skopeo(
-        "copy",
-        "--preserve-digests",
-        "--dest-tls-verify=false",
-        f"oci:{images.layout}:small",
-        f"docker://{target}",
-    )
+    push_by_skopeo(skopeo, images.layout, "small", target)
     docker("pull", "--quiet", target)
     assert server.popen.wait(PATIENCE) == 3, server.describe()
     report = json.loads((server.state_dir / "report.json").read_text())
@@ -154,8 +148,7 @@ def pull(
     """Begins a docker pull of 140 MB through a slow line; back once bytes of a layer flow."""
 
     def begin(server: Mayfly, line: SlowProxy) -> Process:
-        source, target = f"oci:{images.layout}:debian", f"docker://{server.host}/drain/debian:1"
-        skopeo("copy", "--preserve-digests", "--dest-tls-verify=false", source, target)
+        push_by_skopeo(skopeo, images.layout, "debian", f"{server.host}/drain/debian:1")
         argv = [docker.program or "", *docker.options, "pull", f"{line.host}/drain/debian:1"]
         process = Process(argv, scratch / "pull.log", env=docker.env)
         process.wait_for(lambda: line.passed > 4 * 2**20)

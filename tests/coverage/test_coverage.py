@@ -22,8 +22,8 @@ from mayfly.registry.coverage.states import EMPTY_CONFIG, ResolvedImage, State
 from mayfly.registry.coverage.upgrade_lists import ListedImage, Nodes, parse_image
 from mayfly.registry.ending import EndKind
 from mayfly.storage.errors import BlobUnknown
-from tests.support.beside import counting_turns
-from tests.support.fakes import FakeClock, FakeStore, digest, prepare, settle
+from tests.support.beside import counting_turns, settle
+from tests.support.fakes import FakeClock, FakeStore, digest, prepare
 from tests.support.process import PATIENCE
 
 APP, WEB = "team/app", "library/web"

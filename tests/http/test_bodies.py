@@ -16,22 +16,13 @@ import pytest
 
 from tests.support.client import Answer
 from tests.support.images import digest_of, image_body
-from tests.support.process import POLL_INTERVAL
+from tests.support.process import until
 from tests.support.pushing import CONFIG, begin, content, push_blob, refused
 from tests.support.registry import Client
-from tests.support.wire import TIMEOUT, Wire, chunked, message, read_answer
+from tests.support.wire import Wire, chunked, message, read_answer
 
 REPO = "team/app"
 DATA = bytes(range(256)) * 8192  # 2 MiB: more than the server gathers before it writes
-
-
-async def _until(probe: Callable[[], Awaitable[bool]]) -> None:
-    """Poll until a condition holds, for a bounded time."""
-    for _ in range(int(TIMEOUT / POLL_INTERVAL)):
-        if await probe():
-            return
-        await asyncio.sleep(POLL_INTERVAL)
-    raise AssertionError(f"{probe.__qualname__} does not hold after {TIMEOUT} s")
 
 
 async def _offset(client: Client, location: str) -> int:
@@ -39,6 +30,21 @@ async def _offset(client: Client, location: str) -> int:
         assert answer.status == 204
         last = int(answer.headers["Range"].partition("-")[2])
     return last + 1 if last else 0
+
+
+async def _begin_patch(
+    client: Client, wire: Wire, location: str, length: int
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Announce a PATCH of so many bytes, send `DATA` of it, and wait until some has arrived."""
+    reader, writer = await wire.connect()
+    writer.write(message("PATCH", location, b"", {"Content-Length": str(length)}))
+    writer.write(DATA)
+
+    async def has_some() -> bool:
+        return await _offset(client, location) > 0
+
+    await until(has_some)
+    return reader, writer
 
 
 def _is_at(client: Client, location: str, offset: int) -> Callable[[], Awaitable[bool]]:
@@ -80,7 +86,7 @@ async def test_cut_body(
     writer.write(message(method, target, body, headers))
     writer.close()
     await writer.wait_closed()
-    await _until(_is_at(client, location, arrived))
+    await until(_is_at(client, location, arrived))
     await _go_on(client, location, data)
 
 
@@ -89,7 +95,7 @@ async def test_reset_connection(client: Client, wire: Wire) -> None:
     location = await begin(client, REPO)
     head = message("PATCH", location, b"", {"Content-Length": str(len(DATA))})
     await wire.begin_and_vanish(head + DATA[: len(DATA) // 2])
-    await _until(_stands_still(client, location))
+    await until(_stands_still(client, location))
     await _go_on(client, location, DATA)
 
 
@@ -116,7 +122,7 @@ async def test_cut_monolithic_post_leaves_nothing(client: Client, wire: Wire, ro
             return content(root) == before
         return False
 
-    await _until(nothing)
+    await until(nothing)
     await push_blob(client, REPO, DATA)
 
 
@@ -224,15 +230,8 @@ async def test_two_patches_at_once(client: Client, wire: Wire) -> None:
 async def test_stalled_patch_does_not_hold_the_session(client: Client, wire: Wire) -> None:
     """A connection that hangs in the middle of a body does not keep others from going on."""
     location = await begin(client, REPO)
-    reader, writer = await wire.connect()
-    writer.write(message("PATCH", location, b"", {"Content-Length": str(2 * len(DATA))}))
-    writer.write(DATA)
-
-    async def some() -> bool:
-        return await _offset(client, location) > 0
-
-    await _until(some)
-    await _until(_stands_still(client, location))
+    reader, writer = await _begin_patch(client, wire, location, 2 * len(DATA))
+    await until(_stands_still(client, location))
     await _go_on(client, location, DATA)
     writer.write(DATA)
     late = await read_answer(reader)
@@ -245,14 +244,7 @@ async def test_delete_during_patch(client: Client, wire: Wire, root: Path) -> No
     """A session deleted under a running PATCH ends that PATCH with 404 and leaves nothing."""
     before = content(root)
     location = await begin(client, REPO)
-    reader, writer = await wire.connect()
-    writer.write(message("PATCH", location, b"", {"Content-Length": str(2 * len(DATA))}))
-    writer.write(DATA)
-
-    async def some() -> bool:
-        return await _offset(client, location) > 0
-
-    await _until(some)
+    reader, writer = await _begin_patch(client, wire, location, 2 * len(DATA))
     async with client.delete(location) as answer:
         assert answer.status == 204
     writer.write(DATA)
@@ -265,15 +257,8 @@ async def test_delete_during_patch(client: Client, wire: Wire, root: Path) -> No
 async def test_commit_during_patch(client: Client, wire: Wire) -> None:
     """A PUT that closes a session under a running PATCH publishes what it verified, or nothing."""
     location = await begin(client, REPO)
-    _, writer = await wire.connect()
-    writer.write(message("PATCH", location, b"", {"Content-Length": str(10 * len(DATA))}))
-    writer.write(DATA)
-
-    async def some() -> bool:
-        return await _offset(client, location) > 0
-
-    await _until(some)
-    await _until(_stands_still(client, location))
+    _, writer = await _begin_patch(client, wire, location, 10 * len(DATA))
+    await until(_stands_still(client, location))
     offset = await _offset(client, location)
     async with client.put(f"{location}?digest={digest_of(DATA[:offset])}") as answer:
         assert answer.status == 201

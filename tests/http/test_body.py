@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mayfly.registry.http.body import Body, allocate
 from mayfly.registry.http.errors import BodyIncomplete
 from tests.fuzz.budget import EXAMPLES
+from tests.support.beside import settle
 from tests.support.wire import TIMEOUT, chunked
 
 
@@ -168,8 +169,7 @@ async def test_cut_body(length: int | None) -> None:
     body, _ = body_of(transport, length)
     buffer = allocate(4096)
     filling = asyncio.ensure_future(body.read_into(buffer))
-    for _ in range(2):  # the reader begins, the connection hands over
-        await asyncio.sleep(0)
+    await settle(2)  # the reader begins, the connection hands over
     assert not transport.pieces
     body.fail()
     assert await filling == 3

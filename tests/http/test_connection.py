@@ -18,6 +18,7 @@ from mayfly.registry.http.framing import MAX_HEAD
 from mayfly.registry.http.request import HTTPRequest
 from mayfly.registry.http.response import Response
 from tests.fuzz.budget import EXAMPLES
+from tests.support.beside import settle
 from tests.support.wire import TIMEOUT, chunked, message
 
 RECEIVED = 16 * 1024
@@ -125,8 +126,7 @@ async def connected(*pieces: bytes) -> AsyncIterator[tuple[Client, Echo]]:
             yield connection, echo
     finally:
         connection.close()
-        for _ in range(3):
-            await asyncio.sleep(0)
+        await settle(3)
 
 
 LAST = message("GET", "/last")
@@ -199,8 +199,7 @@ async def test_no_more_is_received_than_can_be_used() -> None:
     for raw in (many, body, several + body):
         wait = message("GET", "/wait", close=False)
         async with connected(wait + raw, LAST) as (connection, echo):
-            for _ in range(100):
-                await asyncio.sleep(0)
+            await settle(100)
             assert connection.taken <= 2 * RECEIVED
             echo.gate.set()
             await connection.closed.wait()
@@ -268,8 +267,7 @@ async def test_queue_behind_an_upgrade_is_bounded() -> None:
     raw = head + message("GET", "/get", close=False) * 6_000
     raw += message("PUT", "/put", b"x" * 3_000_000, close=False)
     async with connected(raw, LAST) as (connection, echo):
-        for _ in range(100):
-            await asyncio.sleep(0)
+        await settle(100)
         assert connection.taken <= 2 * RECEIVED
         echo.gate.set()
         await connection.closed.wait()
@@ -377,8 +375,7 @@ async def test_expectation_is_read_where_it_stands() -> None:
     ):
         head += H + b"Content-Length: 4\r\n\r\n"
         async with connected(head) as (connection, echo):
-            for _ in range(10):
-                await asyncio.sleep(0)
+            await settle(10)
             connection.pieces += [b"body", LAST]
             connection.resume_reading()
             await connection.closed.wait()

@@ -20,9 +20,9 @@ from mayfly.registry.http.request import HTTPRequest
 from mayfly.registry.http.response import Response
 from mayfly.registry.http.send import ContentSender
 from mayfly.storage.interface import Extent
+from tests.support.process import PATIENCE
 from tests.support.wire import message
 
-PATIENCE = 30
 SIZE = 1024 * 1024
 
 
@@ -125,35 +125,46 @@ async def test_the_next_request_is_an_acknowledgement(
     assert events[:5] == ["asked", "received", "asked", "received", "asked"]
 
 
+class Kernel:
+    """Stands in for what the kernel tells of a connection.
+
+    Attributes:
+        acknowledged: bytes that the client's host has acknowledged; 0 leaves seven unacknowledged.
+        looked: is set once receipts have asked for a while.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.acknowledged = self._looks = 0
+        self.looked = asyncio.Event()
+        monkeypatch.setattr(tcp_info, "_read", self._info)
+        monkeypatch.setattr(Receipts, "_outq", lambda _: 0 if self.acknowledged else 7)
+
+    def _info(self, _: socket.socket) -> bytes:
+        self._looks += 1
+        if self._looks > 12:  # each poll looks several times
+            self.looked.set()
+        found = bytearray(tcp_info._BYTES_ACKED.pack(self.acknowledged))
+        found[0] = 1
+        return bytes(found)
+
+
 async def test_asking_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request waits for the last receipt: unread answers would take a descriptor each."""
     (tmp_path / "data").write_bytes(b"content")
     content, sender, events = Extent(tmp_path / "data", 0, 7), ContentSender(), list[str]()
-    acknowledged = looks = 0
-    looked = asyncio.Event()
-
-    def info(_: socket.socket) -> bytes:
-        nonlocal looks
-        looks += 1
-        if looks > 12:  # each poll looks several times
-            looked.set()
-        found = bytearray(tcp_info._BYTES_ACKED.pack(acknowledged))
-        found[0] = 1
-        return bytes(found)
+    kernel = Kernel(monkeypatch)
 
     async def handle(http: HTTPRequest) -> Response:
         events.append("asked")
         return await sender.send(http, content, {}, Noted(events))
 
-    monkeypatch.setattr(tcp_info, "_read", info)
-    monkeypatch.setattr(Receipts, "_outq", lambda _: 0 if acknowledged else 7)
     loop = asyncio.get_running_loop()
     async with connected(handle) as (_, client), asyncio.timeout(PATIENCE):
         asked = message("GET", "/", close=False) * 9 + message("GET", "/", close=True)
         await loop.sock_sendall(client, asked)
-        await looked.wait()
+        await kernel.looked.wait()
         assert events == ["asked"]
-        acknowledged = 2**40
+        kernel.acknowledged = 2**40
         found = bytearray()
         while data := await loop.sock_recv(client, SIZE):
             found += data
@@ -170,23 +181,11 @@ async def test_acknowledged_before_it_is_closed(
     """
     (tmp_path / "data").write_bytes(b"content")
     content, sender, events = Extent(tmp_path / "data", 0, 7), ContentSender(), list[str]()
-    acknowledged = looks = 0
-    looked = asyncio.Event()
-
-    def info(_: socket.socket) -> bytes:
-        nonlocal looks
-        looks += 1
-        if looks > 12:  # each poll looks several times
-            looked.set()
-        found = bytearray(tcp_info._BYTES_ACKED.pack(acknowledged))
-        found[0] = 1
-        return bytes(found)
+    kernel = Kernel(monkeypatch)
 
     async def handle(http: HTTPRequest) -> Response:
         return await sender.send(http, content, {}, Noted(events))
 
-    monkeypatch.setattr(tcp_info, "_read", info)
-    monkeypatch.setattr(Receipts, "_outq", lambda _: 0 if acknowledged else 7)
     loop = asyncio.get_running_loop()
     async with connected(handle) as (transport, client), asyncio.timeout(PATIENCE):
         await loop.sock_sendall(client, message("GET", "/", close=True))
@@ -194,10 +193,10 @@ async def test_acknowledged_before_it_is_closed(
         while not found.endswith(b"content"):
             found += await loop.sock_recv(client, SIZE)
         await loop.sock_sendall(client, b"more that nobody asked for")
-        await looked.wait()
+        await kernel.looked.wait()
         assert not transport.is_closing()
         assert events == []
-        acknowledged = 2**40
+        kernel.acknowledged = 2**40
         assert await loop.sock_recv(client, SIZE) == b""
     assert events == ["received"]
 

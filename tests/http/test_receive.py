@@ -11,6 +11,7 @@ import pytest
 
 from mayfly.registry.http.receive import Receiver
 from tests.http.test_body import Greedy, body_of
+from tests.support.beside import settle
 from tests.support.wire import TIMEOUT
 
 MIB = 1024 * 1024
@@ -57,11 +58,9 @@ async def test_a_cancelled_reader_leaves_no_write_behind() -> None:
     upload = Upload()
     running = _start(3 * MIB, upload, Receiver())
     await asyncio.to_thread(upload.begun.wait, TIMEOUT)
-    for _ in range(10):
-        await asyncio.sleep(0)
+    await settle(10)
     running.cancel()
-    for _ in range(10):
-        await asyncio.sleep(0)
+    await settle(10)
     assert not running.done()
     upload.gate.set()
     with pytest.raises(asyncio.CancelledError):

@@ -18,7 +18,8 @@ from mayfly.registry.lifecycle.conditions import (
     MaxLifetime,
     combine,
 )
-from tests.support.fakes import FakeClock, settle
+from tests.support.beside import settle
+from tests.support.fakes import FakeClock
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from mayfly.registry.coverage.pulls import SETTLED_SECONDS, Pulls
 from mayfly.registry.ending import EndKind, EndReason, Latch
 from mayfly.registry.errors import Draining
 from mayfly.registry.lifecycle.drain import Drain, Drained
-from tests.support.fakes import FakeClock, FakeStore, digest, settle
+from tests.support.beside import settle
+from tests.support.fakes import FakeClock, FakeStore, digest
 
 REPO = "team/app"
 INDEX, CHILD, OTHER, LAYER = digest("index"), digest("child"), digest("other"), digest("layer")

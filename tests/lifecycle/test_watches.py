@@ -16,7 +16,8 @@ from mayfly.registry.lifecycle import inotify
 from mayfly.registry.lifecycle.watches import ParentDeath, StandardInput, StopFile
 from mayfly.registry.process.signals import Signals
 from mayfly.registry.settings.errors import ConfigError
-from tests.support.fakes import FakeClock, settle
+from tests.support.beside import settle
+from tests.support.fakes import FakeClock
 from tests.support.process import descriptors
 
 DEADLINE = 10.0

@@ -16,7 +16,8 @@ from mayfly.registry.http import listeners as module
 from mayfly.registry.http.listeners import Listeners
 from mayfly.registry.process.systemd import Notifier, take_sockets
 from mayfly.registry.settings.errors import ConfigError
-from tests.support.fakes import FakeClock, settle
+from tests.support.beside import settle
+from tests.support.fakes import FakeClock
 from tests.support.process import PATIENCE
 
 _TAKE = """

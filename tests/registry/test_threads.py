@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mayfly.registry.threads import Turns, in_thread_for_many, in_turn, uncancelled
+from tests.support.beside import settle
 from tests.support.process import PATIENCE
 
 
@@ -40,8 +41,7 @@ async def test_few_at_a_time() -> None:
     for task in tasks[:10]:
         task.cancel()
     # Those that were cancelled while they ran still do.
-    for _ in range(100):
-        await asyncio.sleep(0)
+    await settle(100)
     assert most == running == 2
     go_on.set()
     found = await asyncio.gather(*tasks, return_exceptions=True)
@@ -131,8 +131,7 @@ async def test_exception_of_an_abandoned_future(turns: int, is_first: bool) -> N
         if is_first:
             future.set_exception(ValueError())
         # Between the steps by which the exception reaches the waiter.
-        for _ in range(turns):
-            await asyncio.sleep(0)
+        await settle(turns)
         waiting.cancel()
         if not is_first:
             await asyncio.sleep(0)

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Self
 
-from tests.clients.programs import OLD_CLIENTS, Client, cri_config, with_sbin
+from tests.clients.programs import OLD_CLIENTS, Client, cri_config, dockerd_options, with_sbin
 from tests.support.commands import run_mayfly
 from tests.support.process import REPO, Mayfly, Process, find_program, need, need_root
 from tests.support.programs import versioned, versions
@@ -147,22 +147,13 @@ class NodeDockerd(Process):
             need(program, directory=where)
         directory = node.directory / f"dockerd-{version}".rstrip("-")
         directory.mkdir()
-        socket = f"unix://{directory}/docker.sock"
-        options = (
-            "--bridge=none",
-            "--iptables=false",
-            "--ip6tables=false",
-            f"--data-root={directory}/data",
-            f"--exec-root={directory}/exec",
-            f"--pidfile={directory}/docker.pid",
-            f"--host={socket}",
-        )
+        program = str(own[0] / "dockerd") if own else "dockerd"
         super().__init__(
-            node.inside(str(own[0] / "dockerd") if own else "dockerd", *options),
+            node.inside(program, *dockerd_options(directory)),
             directory / "output.log",
             env={**with_sbin(*own), **OLD_CLIENTS},
         )
-        self.docker = Client("docker", home, "--host", socket)
+        self.docker = Client("docker", home, f"--host=unix://{directory}/docker.sock")
 
 
 class NodeContainerd(Process):

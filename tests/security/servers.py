@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any
 
 from tests.security.wire import Server
 from tests.support.client import Header, basic
-from tests.support.commands import mayfly, run_mayfly
+from tests.support.commands import assert_refused, mayfly, run_mayfly
 from tests.support.process import Mayfly
 
 SECURE = ("--tls", "auto", "--auth", "auto")
 """Must be asked for on loopback; elsewhere it is the default."""
 
-_REFUSAL_TIMEOUT = 15
-
 
 def refused(*args: str | Path) -> str:
     """Run ``mayfly``, expect it to refuse as bad usage, in one line, and return that line."""
-    try:
-        done = mayfly(*args, timeout=_REFUSAL_TIMEOUT)
-    except subprocess.TimeoutExpired as expired:
-        raise AssertionError(f"mayfly {args} was not refused: {expired.stderr!r}") from None
-    assert done.returncode == 2, f"exited {done.returncode}: {done.stdout}{done.stderr}"
-    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
+    done = mayfly(*args)
+    assert_refused(done)
     return done.stderr
 
 
@@ -64,3 +58,19 @@ def make_auth(
         options = ("--user", name, "--role", role, "--repositories", pattern)
         run_mayfly("grant", "add", *options, "--auth", directory)
     return directory
+
+
+def run_then_serve(
+    start: Callable[..., Mayfly], place: Path, *command: object
+) -> tuple[str, Mayfly]:
+    """Run a command by `mayfly run`; its output, and a later server with the same signing key."""
+    auth = make_auth(place / "auth", {}, [("nobody", "guest", "team/**")])
+    (auth / "htpasswd").touch(mode=0o600)
+    key = place / "key"
+    key.touch(mode=0o600)
+    key.write_text(token_urlsafe(48))
+    options = ("--auth", str(auth), "--signing-key", str(key))
+    directories = ("--root", place / "root", "--state-dir", place / "state")
+    listen = ("--listen", "127.0.0.1:0")
+    told = run_mayfly("run", *directories, *listen, *options, "--", *command)
+    return told.strip(), start(*options)

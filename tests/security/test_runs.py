@@ -16,10 +16,16 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.security.servers import SECURE, credential, login, make_auth, one_run_users, server_of
+from tests.security.servers import (
+    SECURE,
+    credential,
+    login,
+    one_run_users,
+    run_then_serve,
+    server_of,
+)
 from tests.security.wire import Server, ask
 from tests.support.client import Header, basic, bearer
-from tests.support.commands import run_mayfly
 from tests.support.process import PATIENCE, Mayfly
 
 FORM: Header = ("Content-Type", "application/x-www-form-urlencoded")
@@ -189,16 +195,7 @@ with urllib.request.urlopen(request) as answer:
 
 def test_refresh_token_of_a_command_ends_with_the_run(start_mayfly: Start, tmp_path: Path) -> None:
     """What the command of `mayfly run` bought buys nothing in the next run with the same key."""
-    auth = make_auth(tmp_path / "auth", {}, [("nobody", "guest", "team/**")])
-    (auth / "htpasswd").touch(mode=0o600)
-    key = tmp_path / "key"
-    key.touch(mode=0o600)
-    key.write_text(token_urlsafe(48))
-    options = ("--auth", str(auth), "--signing-key", str(key))
-    directories = ("--root", tmp_path / "root", "--state-dir", tmp_path / "state")
-    command = ("--", sys.executable, "-c", BUY)
-    token = run_mayfly("run", *directories, "--listen", "127.0.0.1:0", *options, *command).strip()
-    later = start_mayfly(*options)
+    token, later = run_then_serve(start_mayfly, tmp_path, sys.executable, "-c", BUY)
     form = {"grant_type": "refresh_token", "refresh_token": token, "scope": SCOPE}
     answer = ask(server_of(later), "POST", "/auth/token", [FORM], urlencode(form).encode())
     assert answer.status == 401

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_urlsafe
 from typing import Any
 from urllib.parse import urlencode
 
@@ -19,14 +18,13 @@ from tests.security.servers import (
     SECURE,
     credential,
     login,
-    make_auth,
     one_run_users,
     refused,
+    run_then_serve,
     server_of,
 )
 from tests.security.wire import ask
 from tests.support.client import Header, basic, bearer
-from tests.support.commands import run_mayfly
 from tests.support.process import REPO, Mayfly, Process
 
 WRONG = "this-is-a-wrong-password"
@@ -238,16 +236,8 @@ def test_credential_of_a_run_ends_with_it(
     start_mayfly: Callable[..., Mayfly], tmp_path: Path
 ) -> None:
     """What the command of `mayfly run` was given opens no later server, same signing key or not."""
-    auth = make_auth(tmp_path / "auth", {}, [("nobody", "guest", "team/**")])
-    (auth / "htpasswd").touch(mode=0o600)
-    key = tmp_path / "key"
-    key.touch(mode=0o600)
-    key.write_text(token_urlsafe(48))
-    options = ("--auth", str(auth), "--signing-key", str(key))
-    directories = ("--root", tmp_path / "root", "--state-dir", tmp_path / "state")
-    command = ("--", "sh", "-c", 'echo "$MAYFLY_USERNAME $MAYFLY_PASSWORD"')
-    told = run_mayfly("run", *directories, "--listen", "127.0.0.1:0", *options, *command)
+    command = ("sh", "-c", 'echo "$MAYFLY_USERNAME $MAYFLY_PASSWORD"')
+    told, later = run_then_serve(start_mayfly, tmp_path, *command)
     name, password = told.split()
-    later = start_mayfly(*options)
     answer = ask(server_of(later), "GET", "/v2/", [basic(name, password)])
     assert answer.status == 401

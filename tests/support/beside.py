@@ -92,7 +92,13 @@ def answering(
             thread.join()
 
 
-class Turns:
+async def settle(turns: int = 20) -> None:
+    """Let everything that can run now run, for some turns of the event loop."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+
+class TurnCounter:
     """How many turns of the event loop others had.
 
     Attributes:
@@ -110,9 +116,9 @@ class Turns:
 
 
 @asynccontextmanager
-async def counting_turns() -> AsyncIterator[Turns]:
+async def counting_turns() -> AsyncIterator[TurnCounter]:
     """Count turns of the event loop while the block runs."""
-    turns = Turns()
+    turns = TurnCounter()
     counting = asyncio.create_task(turns.count())
     try:
         yield turns

@@ -6,14 +6,7 @@ import asyncio
 
 from mayfly.registry.coverage.manifest_graph import ManifestRefs
 from mayfly.registry.coverage.observer import Observer
-
-TURNS = 20
-
-
-async def settle() -> None:
-    """Let everything that can run now run."""
-    for _ in range(TURNS):
-        await asyncio.sleep(0)
+from tests.support.beside import settle
 
 
 class FakeClock:

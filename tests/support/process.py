@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -112,9 +112,12 @@ def poll(
 
 
 async def until(probe: Callable[[], object], what: str = "") -> None:
-    """Let the event loop run until a probe returns something true; see `poll`."""
+    """Let the event loop run until a probe returns something true, or awaits it; see `poll`."""
     end = time.monotonic() + PATIENCE
-    while not probe():
+    while True:
+        found = probe()
+        if await found if isinstance(found, Awaitable) else found:
+            return
         assert time.monotonic() < end, f"not within {PATIENCE} s: {what}"
         await asyncio.sleep(POLL_INTERVAL)
 
