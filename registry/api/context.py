@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -11,7 +12,9 @@ from mayfly.registry.activity import Activity
 from mayfly.registry.api.manifest_cache import ManifestCache
 from mayfly.registry.coverage.observer import Observer, Peer
 from mayfly.registry.coverage.pulls import Step
+from mayfly.registry.http.errors import BodyIncomplete
 from mayfly.registry.http.receive import Receiver
+from mayfly.registry.http.request import HTTPRequest
 from mayfly.registry.http.response import Response
 from mayfly.registry.http.send import ContentSender
 from mayfly.registry.settings.settings import Settings
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 SERVER = "mayfly"
 COMMON_HEADERS = {"Server": SERVER, "Docker-Distribution-Api-Version": "registry/2.0"}
 JSON = "application/json"
+
+_BODY_SECONDS = 60
+"""For a body that is read into memory."""
 
 
 class NameResolver(Protocol):
@@ -253,3 +259,16 @@ def answer(
     if content_type is not None:
         found = found | {"Content-Type": content_type}
     return Response(status, body, found)
+
+
+async def read_document(http: HTTPRequest, limit: int) -> bytes:
+    """Read a body for which a place is held at the gate; see `HTTPRequest.read_body`.
+
+    Raises:
+        BodyIncomplete: also if it takes too long: a slow sender must not keep its place.
+    """
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            return await http.read_body(limit)
+    except TimeoutError:
+        raise BodyIncomplete(f"the body did not arrive within {_BODY_SECONDS} seconds") from None

@@ -6,7 +6,7 @@ content is not served.
 
 Nearly all manifests are a few KiB, but a client may push one of up to 4 MiB. Of large ones only the
 references are cached; they are verified and sent from their file. `ManifestGate` bounds the number
-of manifests in memory, pushed or pulled.
+of manifests in memory, pushed or pulled, and of nodes' proofs.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Cached(NamedTuple):
 
 
 class ManifestGate:
-    """Limits the large manifests in memory, and parses one of them at a time.
+    """Limits the large manifests and proofs in memory, and parses one of them at a time.
 
     Clients take turns: however many large manifests one of them sends, others wait for few.
 
@@ -65,7 +65,7 @@ class ManifestGate:
 
     @asynccontextmanager
     async def admit(self, client: Hashable, size: int | None) -> AsyncIterator[None]:
-        """Hold a place for a manifest of ``size`` bytes in memory; None for an unknown size."""
+        """Hold a place for a body of ``size`` bytes in memory; None for an unknown size."""
         if size is not None and size <= SMALL:
             yield
             return

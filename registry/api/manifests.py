@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 
-from mayfly.registry.api.context import COMMON_HEADERS, Context, answer
+from mayfly.registry.api.context import COMMON_HEADERS, Context, answer, read_document
 from mayfly.registry.api.manifest_cache import Cached
 from mayfly.registry.api.request import Request
 from mayfly.registry.coverage.manifest_graph import ManifestRefs
 from mayfly.registry.errors import UpstreamUnavailable
-from mayfly.registry.http.errors import BodyIncomplete
 from mayfly.registry.http.request import HTTPRequest
 from mayfly.registry.http.response import Response
 from mayfly.registry.threads import in_thread
@@ -20,9 +18,6 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.errors import ContentCorrupt, ManifestTooLarge, ManifestUnknown, StorageError
 from mayfly.storage.interface import Content
 from mayfly.storage.reference import check_tag
-
-_BODY_SECONDS = 60
-"""Seconds for the body of a manifest: a slow sender must not keep its place at the gate."""
 
 
 async def get(context: Context, http: HTTPRequest, request: Request) -> Response:
@@ -67,7 +62,7 @@ async def put(context: Context, http: HTTPRequest, request: Request) -> Response
     # Before the first byte is read: requests that wait here take no memory.
     gate, client = context.manifests.gate, context.client
     async with gate.admit(client, http.body.length if http.body is not None else 0):
-        body = await _read_body(http)
+        body = await read_document(http, manifests.MAX_SIZE)
         announced = http.headers.get("Content-Type")
         media_type = announced.partition(";")[0].strip() if announced else None
         manifest = await gate.parse(client, body, media_type)
@@ -93,16 +88,6 @@ async def delete(context: Context, http: HTTPRequest, request: Request) -> Respo
         assert request.digest is not None
         await in_thread(context.store.delete_manifest, request.repository, request.digest)
     return answer(202)
-
-
-async def _read_body(http: HTTPRequest) -> bytes:
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            return await http.read_body(manifests.MAX_SIZE)
-    except TimeoutError:
-        raise BodyIncomplete(
-            f"the manifest did not arrive within {_BODY_SECONDS} seconds"
-        ) from None
 
 
 async def _load(context: Context, request: Request) -> tuple[Digest, Content, Cached]:

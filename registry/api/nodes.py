@@ -6,7 +6,7 @@ import asyncio
 import json
 from contextlib import closing
 
-from mayfly.registry.api.context import COMMON_HEADERS, JSON, Context, answer
+from mayfly.registry.api.context import COMMON_HEADERS, JSON, Context, answer, read_document
 from mayfly.registry.api.errors import NonceInvalid, ParameterInvalid, ScriptUnknown
 from mayfly.registry.api.request import Request
 from mayfly.registry.coverage.proofs import MAX_BODY, NONCE_SECONDS, ProofInvalid, parse_proof
@@ -90,11 +90,13 @@ async def nonce(context: Context, http: HTTPRequest, request: Request) -> Respon
 
 async def prove(context: Context, http: HTTPRequest, request: Request) -> Response:
     """POST: record the node's proof, in place of its last one."""
-    body = await http.read_body(MAX_BODY)
-    try:
-        proof = await in_turn(context.client, parse_proof, body)
-    except ProofInvalid as error:
-        raise ParameterInvalid(str(error)) from None
+    size = http.body.length if http.body is not None else 0
+    async with context.manifests.gate.admit(context.client, size):
+        body = await read_document(http, MAX_BODY)
+        try:
+            proof = await in_turn(context.client, parse_proof, body)
+        except ProofInvalid as error:
+            raise ParameterInvalid(str(error)) from None
     if not context.observer.nonces.spend(request.node, proof.nonce):
         raise NonceInvalid(
             f"not a nonce of node {request.node}, or spent, or older than {NONCE_SECONDS} seconds; "

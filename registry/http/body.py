@@ -103,7 +103,7 @@ class Body:
             BodyIncomplete: see `read_into`.
         """
         content = bytearray()
-        buffer = memoryview(bytearray(min(self.length or _SMALL, limit + 1)))
+        buffer = memoryview(bytearray(min(self.length or _SMALL, limit + 1, _SMALL)))
         while len(content) <= limit and (count := await self.read_into(buffer)):
             content += buffer[:count]
         return bytes(content)

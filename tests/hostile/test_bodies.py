@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import time
 
 import pytest
 
+from mayfly.registry.coverage.proofs import MAX_BODY
 from tests.hostile.harness import Hostile
 from tests.hostile.test_heads import lines
+from tests.support.client import basic
+from tests.support.commands import run_mayfly
+from tests.support.wire import message
 
 CRUMBS = b"1\r\nx\r\n" * 40_000
 
@@ -32,3 +38,30 @@ def test_one_byte_chunks(hostile: Hostile, doing: str) -> None:
                         sent += line.send(CRUMBS)
         used = under.costs.processor - used
         under.note(f"{sent / max(used, 0.01) / 1e6:.0f} MB for a second of processor time")
+
+
+@pytest.mark.parametrize("sent", [0, MAX_BODY // 2])
+def test_proofs_that_do_not_come(hostile: Hostile, sent: int) -> None:
+    """Only a few bodies for which memory is needed are received at a time."""
+    count = 500 if hostile.long else 100
+    server = hostile.serve("--drain-timeout", "1s", "--auth", "auto")
+    where = ("--state-dir", server.state_dir)
+    made = json.loads(run_mayfly("credentials", *where, "--node", "node-1", "--json"))
+    headers = dict([basic(made["username"], made["password"])])
+    headers["Content-Length"] = str(MAX_BODY)
+    asked = message("POST", "/mayfly/v1/nodes/node-1/proof", b"", headers, close=False)
+    with (
+        hostile.attack(
+            f"{count} connections of a node that begin a proof of 2 MiB and send {sent} bytes",
+            before="200 MiB for 100",
+            growth=32,
+        ) as under,
+        lines(under.host, count) as connections,
+    ):
+        for line in connections:
+            line.sendall(asked)
+            line.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                line.send(bytes(sent))
+        while under.going():
+            time.sleep(0.01)
