@@ -63,7 +63,7 @@ def _measure(bench: Bench, peer: Peer, root: Path, count: int) -> Figures:
 
 
 def _page(server: Server, authorization: str, path: str, key: str, entries: int) -> float:
-    """Median milliseconds of a page; it is checked to hold so many entries."""
+    """Median milliseconds of a page; its number of entries is checked."""
     times: list[float] = []
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
     headers = {"Authorization": authorization} if authorization else {}
@@ -85,7 +85,7 @@ def _name(number: int) -> str:
 
 
 def _store(bench: Bench, count: int) -> Path:
-    """A store of so many repositories, made at the first call."""
+    """A store of this number of repositories, made at the first call."""
     root = bench.directory / f"catalog-{count}"
     if not root.exists():
         registry = root / "docker" / "registry" / "v2"

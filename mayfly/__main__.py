@@ -44,7 +44,7 @@ def _repeat_ignored_signal(ignored: sys.UnraisableHookArgs) -> None:
     """Send the process a signal again whose exception the interpreter has ignored.
 
     A signal's handler may run in a callback whose exceptions are dropped, such as a destructor or
-    the callback that the import system has for each module. The process would go on as if it had
+    the callback that the import system has for each module. The process would continue as if it had
     got no signal. Other ignored exceptions are printed as usual.
     """
     error = ignored.exc_value

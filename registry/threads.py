@@ -103,7 +103,7 @@ async def in_turn(client: Hashable, call: Callable[P, T], *args: P.args, **kwarg
     """Run a client's call that may read thousands of directories or files in a worker thread.
 
     Few of them run at a time, so that threads are left for everything else, and clients take turns.
-    A call goes on when its caller is cancelled, and keeps its place until it returns.
+    A call continues when its caller is cancelled, and keeps its place until it returns.
     """
     turns = _turns.setdefault(asyncio.get_running_loop(), Turns(_AT_A_TIME))
     await turns.take(client)
@@ -113,7 +113,7 @@ async def in_turn(client: Hashable, call: Callable[P, T], *args: P.args, **kwarg
 
 
 async def uncancelled(future: asyncio.Future[T]) -> T:
-    """Wait for a future that goes on when its waiter is cancelled.
+    """Wait for a future that continues when its waiter is cancelled.
 
     Its exception counts as retrieved also when nobody waits for it any more: asyncio would log it.
     """

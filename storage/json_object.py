@@ -21,7 +21,7 @@ MAX_DEPTH = 64
 """Levels of nesting; an index with annotations on its descriptors has four."""
 
 MAX_VALUES = 200_000
-"""Keys and values of one document. Real manifests have some twenty for each descriptor; so many
+"""Keys and values of one document. Real manifests have some twenty for each descriptor; these
 are decoded in 0.1 s and take 30 MiB."""
 
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)

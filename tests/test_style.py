@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +20,11 @@ FIRST_LINES = re.compile(
 """How no docstring begins: it says what a thing does or is, with a noun or a verb."""
 
 RIDDLES = re.compile(
-    r"\b([Ww]hoever|[Tt]hat which|what (comes|became) of|goes again|no longer line|"
-    r"nobody can tell|has to say of itself)\b"
+    r"\b([Ww]hoever|[Tt]hat which|what (comes|came|becomes|became) of|goes again|no longer line|"
+    r"nobody can tell|has to say of itself|(go|goes|went|gone|going) on(?! top)|"
+    r"so many(?! (of|that|as)))\b"
 )
-"""Words that stand in for a noun which can be named."""
+"""Words that stand in for a noun or a verb which can be named."""
 
 DOCUMENT = re.compile(r"\b(?:[A-Z][A-Z_]*|docs/(?:adr/)?[\w-]+)\.(?:md|yaml|json)\b")
 """A document of this project: a page of the repository's root, or a path below docs/."""
@@ -33,6 +36,8 @@ CODE_PATH = re.compile(
     r"`((?:registry|storage|auth|tests|examples|deploy|\.ci)/[\w./-]+\.(?:py|md|toml|sh))\b"
 )
 """A file that a page names."""
+
+OTHER_LANGUAGES = (".sh", ".c", ".js", ".css", ".yaml", ".toml", ".service", ".env", ".md")
 
 ROOMS = ("registry", "storage", "auth", "tests", "benchmarks", "examples", "deploy")
 
@@ -67,10 +72,37 @@ def test_docstrings_begin_with_what_a_thing_does() -> None:
     assert found == []
 
 
+def _remarks() -> Iterator[tuple[str, str]]:
+    """Every text and comment of the code, and every line of scripts and of other languages."""
+    for path in sorted(path for room in ROOMS for path in (REPO / room).rglob("*")):
+        name = path.relative_to(REPO).as_posix()
+        if path.suffix == ".py" and path != Path(__file__):
+            source = path.read_text()
+            for node in ast.walk(ast.parse(source)):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield f"{name}:{node.lineno}", " ".join(node.value.split())
+            for number, lines in _comments(source):
+                yield f"{name}:{number}", lines
+        elif path.suffix in OTHER_LANGUAGES:
+            yield name, " ".join(path.read_text().split())
+
+
+def _comments(source: str) -> Iterator[tuple[int, str]]:
+    """The comments of a module, each with its first line; lines that follow one another as one."""
+    found: dict[int, tuple[int, list[str]]] = {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            line = token.start[0]
+            first, lines = found.pop(line - 1, (line, []))
+            found[line] = first, [*lines, token.string.lstrip("# ")]
+    for first, lines in found.values():
+        yield first, " ".join(lines)
+
+
 def test_prose_names_its_nouns() -> None:
-    """Neither pages nor docstrings use words that have to be read twice."""
+    """Pages, docstrings, comments and messages use no words that have to be read twice."""
     found = []
-    for where, text in (*_pages(), *_docstrings()):
+    for where, text in (*_pages(), *_remarks()):
         found += [
             f"{where}: …{text[max(0, m.start() - 30) : m.end() + 30]}…"
             for m in RIDDLES.finditer(text)
@@ -223,7 +255,17 @@ def test_riddles_are_seen(text: str) -> None:
     assert FIRST_LINES.match(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["Whoever asks.", "it goes on where it was", "cut to so many bytes", "for what came of it"],
+)
+def test_stand_ins_are_seen(text: str) -> None:
+    """The pattern for all prose finds what it is for."""
+    assert RIDDLES.search(text)
+
+
 def test_texts_are_read() -> None:
-    """There are pages and docstrings to look at."""
+    """There are pages, docstrings and remarks to look at."""
     assert len(list(_pages())) > 20
     assert len(list(_docstrings())) > 1000
+    assert len({where.partition(":")[0] for where, _ in _remarks()}) > 500

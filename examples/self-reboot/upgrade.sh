@@ -1,6 +1,6 @@
 #!/bin/sh
 # Upgrade one node after the other; the node that this runs on reboots when its turn is over.
-# Started again, this goes on with the node after it.
+# Started again, this continues with the node after it.
 #
 # usage: upgrade.sh NODE      the node that this runs on
 set -eu

@@ -10,7 +10,7 @@ An attempt passes these, in order:
 3. *Its pair's turn.* Attempts on one user from one address run one by one, each after the wait that
    `auth.throttle` sets: opening many connections guesses no faster.
 4. *A worker.* bcrypt runs in a few threads of its own and of low priority (it lets the interpreter
-   go on). The same name and password under way for another address is joined, not run again.
+   continue). The same name and password under way for another address is joined, not run again.
 
 Attempts that wait for a worker are served in this order: users who logged in from the same address
 lately; then the network with the fewest recent failures, and of equals the one whose attempt is

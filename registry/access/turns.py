@@ -135,7 +135,7 @@ class WorkerSlots:
 
 
 def _wake(waiting: Waiters) -> bool:
-    """Let the newest go on; False if none waits."""
+    """Let the newest continue; False if none waits."""
     while waiting:
         newest = waiting.pop()
         if not newest.done():

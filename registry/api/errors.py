@@ -73,7 +73,7 @@ TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {
     Unauthorized: (HTTPStatus.UNAUTHORIZED, "UNAUTHORIZED"),
     AccessDenied: (HTTPStatus.FORBIDDEN, "DENIED"),
     Draining: (HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE"),
-    # Not 503, after which containerd waits, nor 429, which docker does not retry: both go on to the
+    # Not 503, after which containerd waits, nor 429, which docker does not retry: both try the
     # next mirror or to the upstream itself.
     UpstreamUnavailable: (HTTPStatus.BAD_GATEWAY, "UNAVAILABLE"),
     ScopeInvalid: (HTTPStatus.BAD_REQUEST, "UNSUPPORTED"),

@@ -80,7 +80,7 @@ def create(
 
     Each LIST is a file of references in any of the formats that docs/bundles.md lists, or - for
     standard input; anything else is an image. Credentials are those of docker login and podman
-    login. The same command goes on where an interrupted one stopped.
+    login. The same command resumes where an interrupted one stopped.
     """
     from mayfly.registry.startup import import_client
 
@@ -110,7 +110,7 @@ def create(
             planned = run_cancellable(_create(request))
     except SystemExit:
         if not json:
-            echo("interrupted; the same command goes on where it stopped", err=True)
+            echo("interrupted; the same command resumes where it stopped", err=True)
         raise
     except ImagesMissing as error:
         for problem in error.problems:

@@ -129,7 +129,7 @@ def copy(
     A SOURCE is an image, a list as bundle create takes it (- for standard input), or a bundle or
     a store, of which every image is copied. DEST is HOST[:PORT][/PATH] or the directory of a
     store; images keep their names below it. With a tag, DEST is the name of one image.
-    Exit 3 if an image could not be copied; the others are. The same command goes on where an
+    Exit 3 if an image could not be copied; the others are. The same command resumes where an
     interrupted one stopped.
     """
     from mayfly.registry.upstream.registries import Reach

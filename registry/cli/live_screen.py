@@ -109,7 +109,7 @@ class Screen:
             os.write(self._woken[1], b"\0")
 
     def _suspend(self, number: int, frame: FrameType | None) -> None:
-        """Give the terminal back to the shell until the process goes on."""
+        """Give the terminal back to the shell until the process continues."""
         self._write(_LEAVE)
         os.kill(os.getpid(), signal.SIGSTOP)
         self._write(_ENTER)

@@ -418,7 +418,7 @@ def _owner(one: Object) -> tuple[str, str]:
 def _has_ended(pod: Object) -> bool:
     """Whether a pod starts no container again.
 
-    kubelet runs a static pod as its file says, whatever became of its mirror.
+    kubelet runs a static pod as its file says, also without its mirror.
     """
     if _owner(pod)[0] == "v1/Node":
         return False

@@ -144,7 +144,7 @@ def _connection_error(directory: Path, error: OSError) -> Exception:
         # An orderly end removes it.
         return NotRunning(
             f"no Mayfly runs with the state directory {directory}; the last one was killed or "
-            "crashed: start it again with the same options, and it goes on with its run"
+            "crashed: start it again with the same options, and it continues its run"
         )
     return NotRunning(
         f"no Mayfly runs with the state directory {directory}; start one, or name its --state-dir"

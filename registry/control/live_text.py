@@ -139,7 +139,7 @@ def _cells_of(character: str) -> int:
 
 
 def fit(segments: Line, width: int) -> Line:
-    """Return a line escaped, and cut to so many cells; ``…`` ends one that was longer."""
+    """Return a line escaped, and cut to a number of cells; ``…`` ends one that was longer."""
     fitted, room = [], width
     escaped = [Segment(line(one.text), one.style) for one in segments]
     if sum(cells(one.text) for one in escaped) <= width:
@@ -155,7 +155,7 @@ def fit(segments: Line, width: int) -> Line:
 
 
 def _begin(text: str, width: int) -> str:
-    """Return as much of a text as fits so many cells."""
+    """Return as much of a text as fits a number of cells."""
     if cells(text) <= width:
         return text
     taken = 0
@@ -167,7 +167,7 @@ def _begin(text: str, width: int) -> str:
 
 
 def _padded(text: str, width: int) -> str:
-    """Return a text as exactly so many cells, escaped, and without its end if it is longer."""
+    """Return a text as exactly this many cells, escaped, and without its end if it is longer."""
     text = line(text)
     if cells(text) > width:
         text = _begin(text, width - 1) + "…"

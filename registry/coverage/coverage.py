@@ -146,7 +146,7 @@ class Snapshot:
     def claimed(self) -> dict[str, int]:
         """Covered node → how many of its images rest on a claim alone; nodes without are left out.
 
-        With a number of nodes, only so many count, those with the fewest claims.
+        With a number of nodes, only that number count, those with the fewest claims.
         """
         counts = {node: self.rows[node].count(State.CLAIMED) for node in self.covered}
         chosen = set(sorted(counts, key=lambda node: counts[node])[: self.nodes.count])

@@ -61,7 +61,7 @@ class Receiver:
             while count := await body.read_into(filling):
                 activity.bytes_in += count
                 if writing is not None:
-                    await uncancelled(writing)  # where the reader is cancelled it goes on
+                    await uncancelled(writing)  # where the reader is cancelled it continues
                 writing = in_thread(upload.write, [filling[:count]], at)
                 at += count
                 filling, written = written, filling

@@ -101,12 +101,12 @@ TEXTS: dict[Cause, tuple[str, str]] = {
     ),
     Cause.LOST: (
         "the connection ended under way",
-        "run this again when the node is back; it goes on where it was",
+        "run this again when the node is back; it resumes where it was",
     ),
     Cause.KILLED: (
         "the script was killed under way",
         "look on the node for what killed it (journalctl -k shows out of memory), then run this "
-        "again; it goes on where it was",
+        "again; it resumes where it was",
     ),
     Cause.TIMED_OUT: (
         "it took too long",
@@ -341,7 +341,7 @@ MAX_SKEW_SECONDS = 300.0
 
 
 def is_wrong(skew: float) -> bool:
-    """Whether a clock that is off by so many seconds is wrong."""
+    """Whether a clock that is off by these seconds is wrong."""
     return abs(skew) > MAX_SKEW_SECONDS
 
 

@@ -32,7 +32,7 @@ NAME = "mayfly"
 
 _LABEL = "[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _OPENSHIFT_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*(?::[0-9]+)?")
-# PinnedImageSet has room for one namespace, and for so many images.
+# PinnedImageSet has room for one namespace, and for this number of images.
 _OPENSHIFT_PIN = re.compile(
     r"(?:[a-zA-Z0-9-]+\.)+[a-zA-Z0-9-]+(?::[0-9]{2,5})?/(?:[a-zA-Z0-9_-]{0,61}/)?[a-zA-Z0-9_.-]+"
     r"@sha256:[a-f0-9]{64}"

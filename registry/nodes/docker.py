@@ -29,7 +29,7 @@ AFTER_REVERT = (
     Note(
         NoteCode.RESTART,
         f"dockerd forgets what is no longer in {DAEMON_JSON} only when it is restarted; until then "
-        "it asks this registry first, and goes on to docker.io when it is gone",
+        "it asks this registry first, and falls back to docker.io when it is gone",
         DAEMON_JSON,
     ),
 )

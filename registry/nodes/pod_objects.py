@@ -87,7 +87,7 @@ class PodState(NamedTuple):
 
     Attributes:
         running: whether its container was started.
-        end: how it ended; None as long as it may go on.
+        end: how it ended; None as long as it may continue.
     """
 
     running: bool

@@ -203,7 +203,7 @@ async def _discard(stream: asyncio.StreamReader) -> None:
 
 
 async def _lines(stream: asyncio.StreamReader, most: int, total: int) -> AsyncIterator[bytes]:
-    """Yield each line, cut to so many bytes: what a node sends is never in memory as a whole.
+    """Yield each line, cut to a number of bytes: what a node sends is never in memory as a whole.
 
     Raises:
         _TooMuchOutput: all lines have more than ``total`` bytes.

@@ -79,7 +79,7 @@ elif timeout 1 true 2>/dev/null; then
     bound=timeout
 fi
 
-# Run a command for so many seconds at most, where the system can do that.
+# Run a command for a number of seconds at most, where the system can do that.
 bounded() {
     limit=$1
     shift

@@ -1,6 +1,6 @@
 """The rollout page: what a browser shows of a run, while it runs and after it.
 
-`view` is the state at one moment, in sections; `feed` follows it for all who look, and makes the
+`view` is the state at one moment, in sections; `feed` follows it for all viewers, and makes the
 server-sent events of what changed; `html` renders pages and reports that need no script; `static/`
 has the style, the scripts and the icon, which are served as they are: nothing is built.
 

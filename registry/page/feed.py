@@ -1,4 +1,4 @@
-"""Follows the state for all who look, and makes the server-sent events of what changed.
+"""Follows the state for all viewers, and makes the server-sent events of its changes.
 
 While somebody looks, one task makes a view each second, whatever the number of browsers, and less
 often where that takes long:
@@ -87,7 +87,7 @@ COMMENT = b":\n\n"
 
 
 class Feed:
-    """The events for all who look. Belongs to one event loop.
+    """The events for all viewers. Belongs to one event loop.
 
     Args:
         look: makes a view.

@@ -20,7 +20,7 @@ def main(server: int, open_files: int, path: str, words: list[str]) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != server:  # the server ended before the prctl
         sys.exit(128 + signal.SIGTERM)
-    # The server has raised its limit; programs that use select(2) break with so many.
+    # The server has raised its limit; programs that use select(2) break above 1,024.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
     # Python ignores these signals, and exec would keep that.

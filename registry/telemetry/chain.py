@@ -27,8 +27,8 @@ class Break:
     Attributes:
         file: that has it.
         line: in that file, from 1.
-        problem: ``changed``: the line before is not the one that this line was written behind.
-            ``missing``: so many numbers are left out. ``not_json``: no crash explains the line.
+        problem: ``changed``: the line before is not the one that this line was written after.
+            ``missing``: lines before it are left out. ``not_json``: no crash explains the line.
             ``reordered``: its number is not above the one before.
     """
 

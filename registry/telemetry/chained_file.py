@@ -5,9 +5,9 @@ unseen; the hash of the last line, the *head*, is in the report, and `telemetry.
 it again.
 
 The file is renamed to ``FILE.1`` before it grows beyond `MAX_FILE_BYTES`, ``FILE.1`` to ``FILE.2``
-and so on; `KEPT_FILES` of those are kept. The chain runs through all of them. After a crash it goes
-on behind the last whole line. The rest of a line that the crash cut off stays, and the next line
-has its size and hash.
+and so on; `KEPT_FILES` of those are kept. The chain runs through all of them. After a crash it
+continues after the last whole line. The rest of a line that the crash cut off stays, and the next
+line has its size and hash.
 
 One server at a time writes to a file: it holds the file's lock, which ends with the process. After
 a rename it locks the new file. A server that starts in the moment between takes over the chain, and
@@ -104,7 +104,7 @@ class ChainedFile:
         try:
             in_place = try_lock(locked) and os.path.samestat(os.fstat(locked), self._path.stat())
             size = os.fstat(locked).st_size
-            # A file that another server has begun goes on from a line that this one does not know.
+            # A file that another server has begun continues after a line unknown to this one.
             if not in_place or (self._locked >= 0 and size > 0):
                 raise BlockingIOError(errno.EWOULDBLOCK, "another server writes to it")
         except BaseException:

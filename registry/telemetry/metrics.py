@@ -1,7 +1,7 @@
 """Metrics for Prometheus, in its text format or as OpenMetrics, by `prometheus-client`.
 
 Requests have the names and labels of CNCF distribution, so that dashboards and alerts made for it
-go on working; what only Mayfly has begins with ``mayfly_``. Most is read from the server's own
+work unchanged; what only Mayfly has begins with ``mayfly_``. Most is read from the server's own
 counts when the metrics are asked for. No label takes a value that a client chooses: nodes are named
 only where ``--nodes`` lists them.
 """

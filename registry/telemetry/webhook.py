@@ -37,7 +37,7 @@ SIGNATURE = "X-Mayfly-Signature"
 TIMEOUT_SECONDS = 10.0
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 60.0
 LAST_SECONDS = 5.0
-"""Time at the end of the server for what still waits; the next start goes on with the rest."""
+"""Time at the end of the server for what still waits; the next start sends the rest."""
 
 _BATCH_BYTES = 256 * 1024
 _PRIVATE = Attributes(0o600)

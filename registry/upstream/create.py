@@ -138,7 +138,7 @@ def _volume_path(output: Path, number: int) -> Path:
 async def write(planned: Plan, jobs: int, progress: Progress) -> None:
     """Fetch every blob into the archives and publish them, one after the other.
 
-    An interrupted or failed run leaves the unfinished archive, and the next one goes on with it.
+    An interrupted or failed run leaves the unfinished archive, and the next one continues it.
     An archive that is there and has these very bytes is kept.
 
     Args:
@@ -170,7 +170,7 @@ def _unwritten(output: Path, error: OSError) -> Exception:
     """Return the error for an archive that cannot be written, with its path and what to do."""
     text = f"{output} cannot be written: {error.strerror or error}"
     if error.errno in DISK_FULL:
-        return StorageFull(f"{text}; make room, and the same command goes on where it stopped")
+        return StorageFull(f"{text}; make room, and the same command resumes where it stopped")
     if error.errno == errno.EFBIG:
         return StorageFull(f"{text}; on FAT32, which has files of 4 GiB, use --volume-size 3GiB")
     return OSError(error.errno, error.strerror or str(error), str(output))

@@ -71,7 +71,7 @@ _MAX_REFERRERS = 100
 """Referrers of one manifest that are fetched."""
 
 MakeRoom = Callable[[int], Awaitable[None]]
-"""Evicts content as far as that makes room for so many bytes."""
+"""Evicts content to make room for a number of bytes."""
 
 
 def _never() -> bool:

@@ -1,12 +1,12 @@
 """Push to another registry, as docker and containerd do (OCI distribution-spec, "Push").
 
-A blob is sent in one session, and goes on where it broke as far as the registry has kept it:
+A blob is sent in one session, and resumes where it broke as far as the registry has kept it:
 
     mount ──201──► there, without a transfer
       │ 202, or no source to mount from
       ▼
     session ──PUT the rest──► there
-      ▲  │ broken, 429, 5xx, 416: ask for the offset; go on from there
+      ▲  │ broken, 429, 5xx, 416: ask for the offset; continue from there
       │  │ 413: send pieces by PATCH, PUT the last one
       └──┘ 404, or the offset is not told: a new session, unless the blob is there
 
@@ -343,7 +343,7 @@ class _Sending:
         return await self._registry.send(method, url, self._repository, self._where, headers, body)
 
     async def _resumed(self, session: str) -> tuple[str, int] | None:
-        """The session to go on with, and its offset; None if the blob is there already."""
+        """The session to continue, and its offset; None if the blob is there already."""
         if session:
             found = await self._registry.offset(self._repository, session, self._where)
             if found is not None and found[1] <= self._stream.size:

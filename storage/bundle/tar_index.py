@@ -422,7 +422,7 @@ def _number(data: bytes, position: int) -> int:
 def _octal(data: bytes) -> int | None:
     text, _, rest = data.partition(b"\0")
     if rest.strip(b"\0 "):
-        return None  # some readers go on after the first NUL
+        return None  # some readers continue after the first NUL
     text = text.strip()
     if not text:
         return 0

@@ -29,7 +29,7 @@ logger = logging.getLogger("mayfly")
 
 _READ_SIZE = 1024 * 1024
 _MOST_WAITING = 256
-"""Most blobs waiting to be hashed; while so many wait, further contradictions are ignored."""
+"""Most blobs waiting to be hashed; past it further contradictions are ignored."""
 
 _ATTEMPTS = 3
 """How often a file is hashed that changes meanwhile."""

@@ -1,4 +1,4 @@
-"""Background fdatasync(2) of files that grow, while their uploads go on.
+"""Background fdatasync(2) of files that grow, while their uploads continue.
 
 The final sync then has little left to write. Telling the kernel to begin (sync_file_range(2)) is
 not enough: a disk with a cache of its own takes the bytes at once, and only writes them when it is

@@ -136,7 +136,7 @@ def _needs(rule: Rule) -> bool:
 
 
 def test_every_change_needs_more_than_pull() -> None:
-    """No method that changes something is open to whoever may only read."""
+    """No method that changes something is open to a user who may only read."""
     for route in ROUTES:
         assert route.rule is not None
         if route.rule.public:

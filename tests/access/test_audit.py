@@ -91,7 +91,7 @@ def test_log_has_an_allowance(recorded: Recorded, caplog: pytest.LogCaptureFixtu
 
 
 def test_all_have_an_allowance(recorded: Recorded) -> None:
-    """However many addresses: so many lines at once, and so many a second."""
+    """However many addresses: a number of lines at once, and a number a second."""
     for second in range(11):
         for number in range(2000):
             recorded.refused("eve", f"198.51.{number % 250}.{number // 250}", f"at {second}")

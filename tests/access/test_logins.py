@@ -225,7 +225,7 @@ async def test_network_that_failed_waits_for_others(desk: Desk, again: str) -> N
 
 
 async def test_who_logged_in_lately_has_a_lane(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They come before everybody else, whoever came when, and for a day."""
+    """They come before everybody else in any order of arrival, for a day."""
     monkeypatch.setattr(desk.logins._verifier, "recall", lambda *_: None)
     await desk.logins.authenticate("bob", "secret", "nat")
     for since, place in ((0.0, 1), (RECENT, 2)):
@@ -263,7 +263,7 @@ def test_networks(address: str, network: str) -> None:
 
 
 async def test_all_that_waits_is_bounded(desk: Desk) -> None:
-    """However many addresses, so many wait; those that came first are told that it is busy."""
+    """A bounded number waits, however many addresses; those that came first are told "busy"."""
     desk.gate.clear()
     checked = desk.start("bob", "first", "a")
     await settle(50)
@@ -300,7 +300,7 @@ async def test_nobody_waits_for_ever(desk: Desk, monkeypatch: pytest.MonkeyPatch
 
 
 async def test_guesses_are_not_told_apart_by_recall(desk: Desk) -> None:
-    """Past so many guesses at a user from an address the right one waits its turn there, too.
+    """After a number of guesses at a user from an address the right one waits its turn there, too.
 
     Elsewhere it does not, and after a minute without guesses nowhere.
     """
@@ -314,7 +314,7 @@ async def test_guesses_are_not_told_apart_by_recall(desk: Desk) -> None:
     assert (await desk.logins.authenticate("bob", "secret", "home")).name == "bob"
     desk.gate.set()
     await asyncio.gather(right, *guesses)
-    # The last to come was the first to have its turn: whoever guesses on delays it by one wait.
+    # The last to come was the first to have its turn: further guesses delay it by one wait.
     assert len(desk.slept) - desk.slept.index(FIRST_DELAY) >= MAX_WAITING_PER_PAIR - 2
     guesses = [desk.start("bob", f"more{number}", "attacker") for number in range(MAX_MISSES)]
     await asyncio.gather(*guesses)

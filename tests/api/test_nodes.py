@@ -30,7 +30,7 @@ async def test_without_authentication_nobody_speaks_for_a_node(client: Client) -
 
 
 class SlowScripts(Scripts):
-    """Scripts whose claim waits in its thread until a test lets it go on."""
+    """Scripts whose claim waits in its thread until a test lets it continue."""
 
     def __init__(self, state_dir: Path) -> None:
         super().__init__(state_dir)
@@ -112,7 +112,7 @@ async def test_script_that_was_not_received_is_not_spent(
 async def test_client_that_leaves_while_its_script_is_claimed(
     store: DistributionStore, tmp_path: Path
 ) -> None:
-    """The claim goes on in its thread, and is given back."""
+    """The claim continues in its thread, and is given back."""
     scripts = SlowScripts(tmp_path)
     token = scripts.add(SCRIPT)
     async with serving(open_to_everyone(store, scripts=scripts)) as port:

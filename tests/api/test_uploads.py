@@ -193,7 +193,7 @@ async def test_wrong_digest(client: Client, root: Path, way: str) -> None:
     "query", ["", "?digest=", "?digest=nonsense", "?digest=sha256:abc", "?Digest=x"]
 )
 async def test_put_without_a_usable_digest(client: Client, query: str) -> None:
-    """A PUT whose digest is missing or unreadable is refused and the session goes on."""
+    """A PUT whose digest is missing or unreadable is refused and the session continues."""
     location = await begin(client, REPO)
     async with client.patch(location, data=b"kept") as answer:
         assert answer.status == 202

@@ -48,7 +48,7 @@ def served(workspace: Path, request: pytest.FixtureRequest) -> Iterator[Pages]:
 
 
 def moving(served: Pages) -> AbstractContextManager[None]:
-    """Let the pull go on while the block runs."""
+    """Let the pull continue while the block runs."""
     began = time.monotonic()
 
     def move() -> None:

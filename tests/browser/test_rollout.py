@@ -142,7 +142,7 @@ def beside(*calls: Callable[[], object]) -> list[threading.Thread]:
 
 
 def test_an_upgrade_from_login_to_print(server: Mayfly, new_tab: NewTab, tmp_path: Path) -> None:
-    """Pulls are seen as they go on; the page stays when the server has ended, and is saved."""
+    """Pulls are seen as they continue; the page stays when the server has ended, and is saved."""
     tab = new_tab(server.url)
     tab.page.goto(server.url)
     tab.accessible()
@@ -209,7 +209,7 @@ def test_an_upgrade_from_login_to_print(server: Mayfly, new_tab: NewTab, tmp_pat
 
 
 def test_a_cut_line_a_removed_user_and_a_stop(server: Mayfly, new_tab: NewTab) -> None:
-    """The page goes on where it was; without a session it keeps what it shows and says so."""
+    """The page resumes where it was; without a session it keeps what it shows and says so."""
     with Line(server.host) as line:
         origin = f"http://{line.host}"
         viewer, admin = new_tab(origin), new_tab(origin)

@@ -117,7 +117,7 @@ def test_half_a_directory(tmp_path: Path, open_all: OpenAll) -> None:
 
 
 def _listed(tmp_path: Path, count: int, open_all: OpenAll) -> Counter[str]:
-    """Count the operations on paths while a tar of so many repositories is listed."""
+    """Count the operations on paths while a tar with a number of repositories is listed."""
     root = tmp_path / str(count)
     store = DistributionStore(root)
     for number in range(count):

@@ -268,7 +268,7 @@ def test_a_frame_is_decompressed_once(slow: list[tuple[int, int]], tmp_path: Pat
 
 @pytest.mark.usefixtures("slow")
 def test_a_damaged_frame_is_an_error_for_all(tmp_path: Path) -> None:
-    """For all that wait for it; the others go on, and nobody is left waiting."""
+    """For all that wait for it; the others continue, and nobody is left waiting."""
 
     def read(at: int) -> bool:
         with contextlib.suppress(ContentCorrupt):

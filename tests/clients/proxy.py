@@ -138,7 +138,7 @@ class _Line:
             return
         self._is_reset = True
         for end in self._ends:
-            # Closing it is a reset then. Whoever waits for it wakes up.
+            # Closing it is a reset then. Its waiter wakes up.
             end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RD)
@@ -153,7 +153,7 @@ class _Line:
 
 
 class FaultyProxy(Proxy):
-    """Breaks so many connections, each at an offset of its own, in the one direction or the other.
+    """Breaks some connections, each at an offset of its own, in the one direction or the other.
 
     The offsets are spread evenly over the orders of magnitude: in the head of the first answer,
     and megabytes later. What is chosen depends on the seed only, and on the order of connections.

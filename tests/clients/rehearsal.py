@@ -112,7 +112,7 @@ class Rehearsal:
 
 
 class Scenario:
-    """One rehearsal: what was typed and what came of it, in the order it happened.
+    """One rehearsal: commands and their output, in their order.
 
     Attributes:
         directory: where the operator stands; the script's own output goes to ``upgrade.log``.

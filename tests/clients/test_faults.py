@@ -274,7 +274,7 @@ def test_push(
 
 
 def report(direction: str, program: Puller, seed: int, tries: int, proxy: FaultyProxy) -> None:
-    """For whoever looks why a run failed, or what clients do."""
+    """For people who look why a run failed, or what clients do."""
     name = program.client.name
     resumed = [asked for asked in proxy.ranges if not asked.startswith("bytes=0-")]
     print(

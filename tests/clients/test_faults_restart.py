@@ -58,7 +58,7 @@ def test_killed_during_a_pull(
     start_mayfly: Callable[..., Mayfly],
     scratch: Path,
 ) -> None:
-    """docker's pull ends with the image that was pushed, and goes on where it was."""
+    """docker's pull ends with the image that was pushed, and resumes where it was."""
     server = start_mayfly()
     push_by_skopeo(skopeo, medium.layout, "medium", f"{server.host}/killed:1")
     log = scratch / "pull.log"

@@ -94,7 +94,7 @@ class Harbor:
             location = answer.headers["Location"]
 
     def resume(self, repository: str, data: bytes) -> None:
-        """A chunk that was refused: ask where the upload stands, and go on from there."""
+        """A chunk that was refused: ask where the upload stands, and continue from there."""
         location = self._begin(repository)
         answer = self.request(
             "PATCH", _with(location), data[:CHUNK], Content_Range=f"0-{CHUNK - 1}"

@@ -1,4 +1,4 @@
-"""An upload goes on at the offset that the server reports, whatever ended the server."""
+"""An upload resumes at the offset that the server reports, whatever ended the server."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_server_told_twice_to_stop_within_a_chunk(start: Callable[..., Mayfly]) 
 
 
 def test_client_gone_within_a_chunk(start: Callable[..., Mayfly]) -> None:
-    """A client that went away in the middle of a chunk goes on where the server is."""
+    """A client that went away in the middle of a chunk resumes where the server is."""
     server = start()
     location = begin(server)
     send_half_a_chunk(server, location).close()
@@ -184,7 +184,7 @@ def test_client_gone_within_a_chunk(start: Callable[..., Mayfly]) -> None:
 
 
 def test_chunk_at_a_wrong_offset_harms_nothing(start: Callable[..., Mayfly]) -> None:
-    """A chunk sent again after a restart is refused, and the upload goes on."""
+    """A chunk sent again after a restart is refused, and the upload continues."""
     server = start()
     location = begin(server)
     server.kill()

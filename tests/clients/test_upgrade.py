@@ -42,7 +42,7 @@ done
 
 
 def _environment(work: Path, images: Images, **more: str) -> dict[str, str]:
-    """The test's own, without settings of whoever runs it; scratch roots go below ``work``."""
+    """The test's own, without settings of its user; scratch roots go below ``work``."""
     (work / "tmp").mkdir()
     own = {name: value for name, value in os.environ.items() if not name.startswith("MAYFLY_")}
     programs = {name.upper(): find_program(name) or "" for name in ("skopeo", "docker", "ctr")}

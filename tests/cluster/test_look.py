@@ -69,7 +69,7 @@ async def test_many_secrets_are_asked_for_in_parts() -> None:
 
 @pytest.mark.parametrize("end", ["kubelet.sh", "probe.sh"])
 def test_script_ends_while_its_input_stays_open(end: str) -> None:
-    """The shell of a node reads it from ssh, which goes on after the script."""
+    """The shell of a node reads it from ssh, which continues after the script."""
     script = reading_script(Target("", tls=True), (), end)
     with subprocess.Popen(
         ["sh", "-s"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

@@ -150,7 +150,7 @@ def test_job_that_has_ended() -> None:
 
 
 def test_old_revisions() -> None:
-    """They make pods as long as they have replicas; an active Job goes on with its own template."""
+    """They make pods as long as they have replicas; an active Job keeps to its own template."""
     web = _object("Deployment", "web")
     for replicas, count in ((0, 0), (2, 1)):
         old = _object("ReplicaSet", "old", owner="Deployment", image="x:0")
@@ -187,7 +187,7 @@ EVICTED = {"status": {"phase": "Failed", "reason": "Evicted"}}
 def test_pods_that_are_replaced(owner: str, change: dict[str, Any]) -> None:
     """A deleted or evicted pod starts nothing again; its owner makes it anew, on any node."""
     assert not [*uses_of([_owned_pod("DaemonSet", **copy.deepcopy(change))], {})]
-    # A static pod goes on when its mirror is deleted, and a kubelet that starts runs it anew.
+    # A static pod continues when its mirror is deleted, and a kubelet that starts runs it anew.
     found = [*uses_of([_owned_pod("Node", **copy.deepcopy(change))], {})]
     assert [use.when for use in found] == [When.RESTART]
     (use,) = uses_of([_owned_pod(owner, **copy.deepcopy(change))], {})

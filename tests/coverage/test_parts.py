@@ -83,7 +83,7 @@ class Registry:
         return ask(self.server.state_dir, "status")
 
     def wait_for_bytes(self, count: int) -> None:
-        """Wait until the status has so many bytes sent: threads send, and are asked at times."""
+        """Wait until the status has some bytes sent: threads send, and are asked at times."""
         poll(lambda: self.status()["bytes_out"] >= count, self.status)
 
     def wait_for(self, state: State) -> None:

@@ -43,7 +43,7 @@ class Figures:
     def __str__(self) -> str:
         return (
             f"{self.rounds} rounds, {self.operations} acknowledged changes, "
-            f"{self.checked} looks at what was acknowledged, {self.resumed} uploads gone on with, "
+            f"{self.checked} looks at what was acknowledged, {self.resumed} uploads continued, "
             f"{self.kills_in_transfer} kills in the middle of a transfer, "
             f"{self.kills_at_start} in the middle of a start"
         )
@@ -85,7 +85,7 @@ class World:
         self._below |= {digest, *map(digest_of, blobs)}
 
     def run(self, rounds: int) -> None:
-        """Kill and look, so many times; then stop the server as it should be, and look."""
+        """Kill and look, a number of times; then stop the server as it should be, and look."""
         server = self._start()
         try:
             for client in self.clients:

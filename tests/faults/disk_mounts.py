@@ -37,7 +37,7 @@ def mounted(point: Path, *argv: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def tmpfs(point: Path, size: int) -> Iterator[Path]:
-    """A filesystem in memory of so many bytes."""
+    """A filesystem in memory of a number of bytes."""
     with mounted(point, "-t", "tmpfs", "-o", f"size={size}", "tmpfs") as found:
         yield found
 
@@ -56,7 +56,7 @@ def _image(file: Path, size: int, *mkfs: str) -> None:
 
 @contextmanager
 def ext4(point: Path, size: int) -> Iterator[Path]:
-    """An ext4 of so many bytes in a file beside the mount."""
+    """An ext4 of a number of bytes in a file beside the mount."""
     _need_loop()
     need("mkfs.ext4")
     image = point.with_suffix(".img")
@@ -106,7 +106,7 @@ def free(point: Path) -> int:
 
 
 def fill(point: Path, leave: int) -> Path:
-    """A file that takes all but so many bytes of the room."""
+    """A file that takes all but a number of bytes of the room."""
     ballast = point / "ballast"
     with ballast.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, max(1, free(point) - leave))

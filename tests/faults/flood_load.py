@@ -179,7 +179,7 @@ class Times:
 
 
 async def timed(work: Callable[[], Awaitable[object]], times: int, at_once: int) -> Times:
-    """Do something so many times by each of several clients at once."""
+    """Do something a number of times by each of several clients at once."""
     found: list[float] = []
 
     async def client() -> None:
@@ -244,5 +244,5 @@ class Costs:
 
 
 def tell(text: str) -> None:
-    """A figure for whoever runs the long form (pytest -s shows it)."""
+    """A figure for people who run the long form (pytest -s shows it)."""
     print(f"\n{text}", flush=True)

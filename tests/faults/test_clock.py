@@ -259,7 +259,7 @@ class Listings:
 
 
 def test_logins(setting: Set, tmp_path: Path) -> None:
-    """Tokens end or begin with the wall clock; whoever logs in anew is served at once."""
+    """Tokens end or begin with the wall clock; a user who logs in anew is served at once."""
     users = tmp_path / "auth"
     users.mkdir()
     hashed = hash_password("secret password", rounds=4).decode()

@@ -193,7 +193,7 @@ def test_quota(start_mayfly: Start, place: Path) -> None:
 
 
 def test_read_only_remount(start_mayfly: Start, place: Path) -> None:
-    """A disk that turned read-only refuses pushes with the reason, and goes on when it is back."""
+    """On a disk that turned read-only pushes are refused with the reason, until it is back."""
     with ext4(place / "disk", 32 * MIB) as disk, start_mayfly(*QUICK, root=disk / "root") as server:
         client = Pushes(server.host)
         client.push("kept", "1", noise(MIB, 1))
@@ -225,7 +225,7 @@ def test_disk_smaller_than_it_says(start_mayfly: Start, place: Path) -> None:
 
 
 def test_failing_disk(place: Path) -> None:
-    """Input and output errors: no push is acknowledged, the reason is told, pulls go on."""
+    """Input and output errors: no push is acknowledged, the reason is told, pulls continue."""
     (place / "sitecustomize.py").write_text(FAILING)
     broken = place / "broken"
     env = {name: os.environ[name] for name in os.environ if not name.startswith("MAYFLY_")}

@@ -1,4 +1,4 @@
-"""What real clients tell their users about a disk that is full, and that they go on afterwards."""
+"""Messages of real clients about a disk that is full; they continue once there is room."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def home(workspace: Path) -> Iterator[Path]:
 
 
 def layout(directory: Path, size: int) -> Path:
-    """An OCI layout with an image of one layer of about so many bytes."""
+    """An OCI layout with an image of one layer of about this many bytes."""
     made = Layout()
     made.name(made.image(tar({"noise": noise(size, size)}), compress=True), "example.test/app:1")
     files = made.all_files()

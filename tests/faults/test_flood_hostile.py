@@ -116,7 +116,7 @@ def test_half_open(
 
 @pytest.mark.alone
 async def test_more_connections_than_files(workspace: Path) -> None:
-    """Past the limit on open files clients wait; those served go on, and the server is at rest."""
+    """Past the limit on open files clients wait, those served continue, and the server is idle."""
     need("prlimit")
     many_files()
     place = workspace / "flooded"

@@ -42,7 +42,7 @@ def hello() -> bytes:
 
 
 def endless_hello(size: int = 120_000) -> bytes:
-    """A first message of so many bytes, in as many records as it takes, without its last byte."""
+    """A first message of a size, in as many records as it takes, without its last byte."""
     message = b"\x01" + struct.pack(">I", size)[1:] + b"\x03\x03" + noise(size - 3, "hello")
     pieces = [message[at : at + 16384] for at in range(0, len(message), 16384)]
     return b"".join(b"\x16\x03\x01" + struct.pack(">H", len(one)) + one for one in pieces)
@@ -115,7 +115,7 @@ async def test_handshakes_that_never_end(start_mayfly: Start) -> None:
 
 
 async def test_more_handshakes_than_connections(start_mayfly: Start) -> None:
-    """Those that hold every place are ended, and whoever waits is served."""
+    """Those that hold every place are ended, and waiting clients are served."""
     many_files()
     options = ("--header-timeout", "1s", "--max-connections", "50", "--drain-timeout", "1s")
     server = start_mayfly("--tls", "auto", *options)

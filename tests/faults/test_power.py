@@ -121,7 +121,7 @@ def _first_life(client: Client, story: Story) -> str:
 
 
 def _second_life(client: Client, story: Story, location: str) -> None:
-    """The upload is gone on with, what was deleted and collected is pushed again, more goes."""
+    """The upload is continued, what was deleted and collected is pushed again, more goes."""
     client.finish(APP, location, LAYERS[2], LAYERS[2][3000:])
     client.push(APP, CONFIGS[2])
     client.put(APP, "v2", IMAGES[2], "v2")
@@ -360,7 +360,7 @@ def test_power_fails_after_a_crash(what: str, home: Path, states: Path, quick_sy
 def test_power_fails_while_collecting_after_a_crash(
     home: Path, states: Path, quick_sync: None
 ) -> None:
-    """One that deletes is killed, and what it did is not synced; only a collection goes on."""
+    """One that deletes is killed, and what it did is not synced; only a collection continues."""
     (home / "first").mkdir()
     before = [*_act(home / "first", "push"), Step("sync everything")]
     story = Story()
@@ -381,7 +381,7 @@ def _look_after_crashes(
     told: list[Told],
     telling: str | None,
 ) -> None:
-    """Kill a process at several points (`_cuts`) and have another go on, with acts of their own."""
+    """Kill a process at several points (`_cuts`) and have another continue, with its own acts."""
     what, then = acts
     whole = home / "whole"
     power_disk.build(_replayed(*before).tree(), whole)

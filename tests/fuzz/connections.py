@@ -25,7 +25,7 @@ _SESSION = re.compile(rb"Docker-Upload-UUID: ([0-9a-f-]{36})\r\n")
 
 @dataclass(frozen=True)
 class Played:
-    """An exchange and what came of it."""
+    """An exchange and its outcome."""
 
     exchange: Exchange
     received: bytes

@@ -142,7 +142,7 @@ def test_tampered_bytes(tmp_path: Path, data: Any) -> None:
 
 
 def _cost(size: int) -> float:
-    """Processor seconds that a pax header of so many bytes, full of records, takes."""
+    """Processor seconds that a pax header of a number of bytes, full of records, takes."""
     extension = header("pax", b"%011o\0" % size, b"x") + b"5 a=\n" * (size // 5)
     extension = extension.ljust(512 + size, b"\0")
     descriptor = os.memfd_create("tar")

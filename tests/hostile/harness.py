@@ -22,7 +22,7 @@ LONG = os.environ.get("MAYFLY_SOAK") == "1"
 """Whether this is `make soak`."""
 
 PROBES = 20
-"""Probes that must be answered while an attack goes on."""
+"""Probes that must be answered while an attack continues."""
 
 PATIENCE = 60.0
 """Seconds after which an attack under which too few probes were answered has held up the server."""
@@ -92,7 +92,7 @@ class Result:
     Attributes:
         name: of the attack.
         before: what it did before it was bounded.
-        probes: answered while it went on.
+        probes: answered while it continued.
         longest_ms: the longest of them.
         growth_mib: peak memory above calm.
         note: a figure of the attack's own.
@@ -138,7 +138,7 @@ class Under:
         return [one for one in since if one.status == 200]
 
     def going(self) -> bool:
-        """Whether the attack is to go on: too few probes were answered yet."""
+        """Whether the attack is to continue: too few probes were answered yet."""
         if len(self.answered()) >= self._probes:
             return False
         seconds = time.monotonic() - self.begun
@@ -219,7 +219,7 @@ class Hostile:
         growth: float = GROWTH,
         timeout: float = 120,
     ) -> subprocess.CompletedProcess[str]:
-        """Run `mayfly ARGV`; its peak memory is at most so many MiB above that of `--version`."""
+        """Run `mayfly ARGV`; its peak is at most some MiB above that of `--version`."""
         if Hostile._calm is None:
             Hostile._calm = measured("--version", timeout=timeout)[1]
         begun = time.monotonic()

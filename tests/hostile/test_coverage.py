@@ -149,7 +149,7 @@ def _serve(place: Path) -> Mayfly:
 
 
 def _begin(server: Mayfly, blob: bytes, count: int, first: int = 0) -> socket.socket:
-    """Ask for a blob from an offset on, and read so many bytes of it, no more."""
+    """Ask for a blob from an offset on, and read a number of bytes of it, no more."""
     host, _, port = server.host.rpartition(":")
     line = socket.socket()
     # Small: what the server has sent is not much more than what was read.
@@ -173,11 +173,11 @@ def _begin(server: Mayfly, blob: bytes, count: int, first: int = 0) -> socket.so
         (30 * MIB, 30 * MIB, True),
         (MIB, MIB, True),
     ],
-    ids=["one byte, then the last", "a MiB, then the last byte", "goes on late", "goes on early"],
+    ids=["one byte, then the last", "a MiB, then the last byte", "resumed late", "resumed early"],
 )
 def test_cut_by_a_kill(tmp_path: Path, read: int, resumed: int, is_served: bool) -> None:
-    """A node that goes on after a kill beyond what it was sent does not have the image by that,
-    whatever it calls itself; one that goes on where it stood does."""
+    """A node that continues after a kill beyond what it was sent does not have the image by that,
+    whatever it calls itself; one that resumes where it stood does."""
     layer = os.urandom(40 * MIB)
     resumed %= len(layer)
     store = DistributionStore(tmp_path / "root")

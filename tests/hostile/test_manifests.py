@@ -138,7 +138,7 @@ def test_referrers_with_large_annotations(hostile: Hostile) -> None:
 
 
 def test_referrers_that_nobody_reads(hostile: Hostile) -> None:
-    """Responses in memory share a budget, whoever does not read them."""
+    """Responses in memory share a budget, also when clients do not read them."""
     count = 300 if hostile.long else 80
     with hostile.attack(
         f"{count} clients that ask for 4 MiB of referrers and read nothing",

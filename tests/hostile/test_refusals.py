@@ -40,7 +40,7 @@ async def _storm(host: str, sources: list[str | None], answered: list[str]) -> N
 
 
 def _login_amid(under: Under, sources: list[str | None], *users: str) -> None:
-    """Log in from 127.0.0.1 while a storm goes on; most of the storm is still waiting then."""
+    """Log in from 127.0.0.1 while a storm continues; most of the storm is still waiting then."""
     answered: list[str] = []
     storm = threading.Thread(
         target=lambda: asyncio.run(_storm(under.host, sources, answered)), daemon=True

@@ -321,7 +321,7 @@ def test_json_is_exact() -> None:
 
 
 def test_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """Lines and columns stay, the rest is escaped, whoever writes."""
+    """Lines and columns stay, the rest is escaped, for every writer."""
     import sys
 
     terminal = Terminal(sys.stdout)

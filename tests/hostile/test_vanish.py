@@ -113,7 +113,7 @@ def deletions(victim: Victim) -> None:
         assert client.ask("POST", path).status == 201
     for body, media_type in ((victim.child, OCI_MANIFEST), (victim.index, OCI_INDEX)):
         assert client.put("evil/app", "mine", body, media_type).status == 201
-    # A manifest is a blob to whoever pushes it as one.
+    # A manifest is a blob to a client that pushes it as one.
     for body in (victim.child, victim.index, victim.referrer):
         client.blob("evil/app", body)
         assert client.ask("DELETE", f"/v2/evil/app/blobs/{digest_of(body)}").status == 202

@@ -1,7 +1,7 @@
 """Bodies as they come off a bad network: cut, stalled, doubled, encoded, asked for.
 
-A session survives everything that happens to a connection: what arrived counts, and the client goes
-on from where GET says it stands.
+A session survives everything that happens to a connection: what arrived counts, and the client
+continues where GET says it stands.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ async def _offset(client: Client, location: str) -> int:
 async def _begin_patch(
     client: Client, wire: Wire, location: str, length: int
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Announce a PATCH of so many bytes, send `DATA` of it, and wait until some has arrived."""
+    """Announce a PATCH of a number of bytes, send `DATA` of it, and wait until some has arrived."""
     reader, writer = await wire.connect()
     writer.write(message("PATCH", location, b"", {"Content-Length": str(length)}))
     writer.write(DATA)
@@ -72,7 +72,7 @@ async def _go_on(client: Client, location: str, data: bytes) -> None:
 async def test_cut_body(
     client: Client, wire: Wire, method: str, arrived: int, streamed: bool
 ) -> None:
-    """What arrived before the cut counts, to the byte; the upload goes on from there."""
+    """What arrived before the cut counts, to the byte; the upload continues from there."""
     data = DATA[:400_000]
     location = await begin(client, REPO)
     target = f"{location}?digest={digest_of(data)}"
@@ -138,7 +138,7 @@ async def test_cut_manifest_leaves_nothing(client: Client, wire: Wire, root: Pat
 
 
 async def test_broken_chunk(client: Client, wire: Wire) -> None:
-    """A chunk whose length is nonsense ends the request; the session goes on."""
+    """A chunk whose length is nonsense ends the request; the session continues."""
     location = await begin(client, REPO)
     body = b"5\r\nfirst\r\nzz\r\nxxxx\r\n"
     answer = await wire.ask("PATCH", location, body, {"Transfer-Encoding": "chunked"})
@@ -228,7 +228,7 @@ async def test_two_patches_at_once(client: Client, wire: Wire) -> None:
 
 
 async def test_stalled_patch_does_not_hold_the_session(client: Client, wire: Wire) -> None:
-    """A connection that hangs in the middle of a body does not keep others from going on."""
+    """A connection that hangs in the middle of a body does not keep others from continuing."""
     location = await begin(client, REPO)
     reader, writer = await _begin_patch(client, wire, location, 2 * len(DATA))
     await until(_stands_still(client, location))

@@ -140,7 +140,7 @@ async def test_nothing_is_asked_for_before_it_is_wanted() -> None:
 
 
 async def test_held_bytes_stop_the_sender() -> None:
-    """Whoever let a connection go on before its body is read is overruled by the next bytes."""
+    """Letting a connection continue before its body is read is overruled by the next bytes."""
     transport = Greedy([])
     body, _ = body_of(transport, 1000)
     transport.resume_reading()
@@ -190,7 +190,7 @@ async def test_broken_chunks_are_told() -> None:
 
 
 async def test_a_reader_that_gives_up() -> None:
-    """A cancelled reader leaves its buffer alone and the sender paused; the next goes on."""
+    """A cancelled reader leaves its buffer alone and the sender paused; the next continues."""
     transport = Greedy([])
     body, _ = body_of(transport, 6)
     first = allocate(4096)

@@ -86,7 +86,7 @@ async def _refused(server: Mayfly, raw: bytes, more: int) -> Answer:
     ("PUT", "/v2/a/manifests/v1", 413), ("PATCH", "/v2/a/blobs/uploads/none", 404),
 ])  # fmt: skip
 async def test_unwanted_body(server: Mayfly, method: str, target: str, status: int) -> None:
-    """Whoever sends a large body that is refused reads why, and not a reset."""
+    """A client whose large body is refused reads why, and not a reset."""
     for headers in ({"Content-Length": str(64 * MIB)}, {"Transfer-Encoding": "chunked"}):
         raw = message(method, target, b"", headers, close=False)
         if "Transfer-Encoding" in headers:
@@ -102,7 +102,7 @@ async def test_unwanted_body(server: Mayfly, method: str, target: str, status: i
             {"Transfer-Encoding": "chunked"}, close=False),
 ])  # fmt: skip
 async def test_broken_request(server: Mayfly, raw: bytes) -> None:
-    """So does whoever sends what is no HTTP, and goes on sending."""
+    """So does a client that sends no HTTP, and continues sending."""
     answer = await _refused(server, raw, 32)
     assert answer.status == 400
     assert answer.codes

@@ -57,7 +57,7 @@ class Connection:
         return asyncio.create_task(sending)
 
     async def receive(self, count: int) -> bytes:
-        """Receive so many bytes, or all until the end."""
+        """Receive a number of bytes, or all until the end."""
         loop, found = asyncio.get_running_loop(), bytearray()
         async with asyncio.timeout(TIMEOUT):
             while (left := count - len(found)) and (

@@ -144,7 +144,7 @@ def test_may_be_head() -> None:
 
 
 def _head_of(size: int, line: int) -> bytes:
-    """A head of so many bytes whose longest line has so many."""
+    """A head of a size, with a longest line of a size."""
     head = b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * (line - 3) + b"\r\nB: "
     return head + b"b" * (size - len(head) - 4) + b"\r\n\r\n"
 
@@ -264,7 +264,7 @@ def test_chunked(
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(data=st.binary(min_size=1, max_size=3000), rest=st.binary(max_size=9), cuts=CUTS)
 def test_sized(data: bytes, rest: bytes, cuts: list[int]) -> None:
-    """A body of a length is so many bytes; not one more is received into its reader's buffer."""
+    """A body of a length has that many bytes; not one more is received into its reader's buffer."""
     framing = ContentLengthReader(len(data))
     assert _decode(framing, data + rest, cuts, 1000) == (data, rest)
     assert framing.complete

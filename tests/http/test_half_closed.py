@@ -384,7 +384,7 @@ async def test_body_cut_by_the_end(served: Served, case: str, path: str) -> None
 
 
 async def test_stream(served: Served) -> None:
-    """A stream goes on to its end."""
+    """A stream continues to its end."""
     answer = await served.answer(message("GET", "/stream", close=False))
     assert answer.endswith(chunked(*(b"event %d\n" % number for number in range(4))))
 

@@ -209,7 +209,7 @@ async def test_client_that_leaves_before_the_answer(client: Client, wire: Wire) 
 
 
 async def test_slow_reader(client: Client, wire: Wire) -> None:
-    """A client that stops reading holds nobody up, and gets the rest when it goes on."""
+    """A client that stops reading holds nobody up, and gets the rest when it continues."""
     digest = await push_blob(client, REPO, DATA)
     reader, writer = await wire.connect()
     writer.write(message("GET", f"/v2/{REPO}/blobs/{digest}"))

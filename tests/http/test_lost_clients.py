@@ -36,7 +36,7 @@ def _request(received: bytes) -> Any:
 
 @pytest.mark.parametrize("received", [b"", b"some"])
 async def test_gone_before_the_body_is_read(received: bytes) -> None:
-    """The body is incomplete; what came of it is kept, for the client to go on from."""
+    """The body is incomplete; what arrived is kept, for the client to continue from."""
     upload: Any = _Upload()
     with pytest.raises(BodyIncomplete):
         await Receiver().receive(Activity(lambda: 0.0), _request(received), upload, 0)

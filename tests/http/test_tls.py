@@ -67,7 +67,7 @@ async def test_what_is_no_tls(server: Secured, sent: bytes) -> None:
 
 
 def _records(size: int, record: int) -> bytes:
-    """The beginning of a client's first message of so many bytes, in records of so many."""
+    """The beginning of a client's first message of a size, in records of a size."""
     message = (b"\x01" + size.to_bytes(3) + b"\x03\x03" + bytes(300))[: 20 * record]
     pieces = [message[at : at + record] for at in range(0, len(message), record)]
     return b"".join(b"\x16\x03\x01" + len(one).to_bytes(2) + one for one in pieces)
@@ -184,7 +184,7 @@ async def test_slow_handshake(server: Secured, sent: int) -> None:
 
 
 async def test_new_certificates(store: DistributionStore, tmp_path: Path) -> None:
-    """Taken over for new connections; those that are open go on."""
+    """Taken over for new connections; those that are open continue."""
     pair, new = self_signed(tmp_path), self_signed(tmp_path, "new")
     used = ServerTLS(pair.certificate, pair.key)
     trust = ssl.create_default_context(cafile=pair.certificate)
@@ -259,7 +259,7 @@ def _blobs(root: Path) -> int:
 @pytest.mark.parametrize("kind", ["close_notify", "TCP alone"])
 @pytest.mark.parametrize("streamed", [False, True], ids=["length", "chunked"])
 async def test_truncated_upload(server: Secured, root: Path, kind: Kind, streamed: bool) -> None:
-    """An end in the middle of a body is never its end; the client may read so, and go on."""
+    """An end in the middle of a body is never its end; the client may read so, and continue."""
     before = descriptors()
     _, answer = await server.headers("POST", f"/v2/{REPO}/blobs/uploads/")
     location = answer["Location"]

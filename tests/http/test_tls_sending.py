@@ -1,4 +1,4 @@
-"""Content out through TLS: right to the byte, whoever reads it, and whatever breaks meanwhile."""
+"""Content out through TLS: right to the byte, for each reader, and whatever breaks meanwhile."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ async def test_small_bites(server: Secured) -> None:
 
 
 async def test_clients_that_stop_hold_no_thread(server: Secured) -> None:
-    """More clients than threads stand still; others are served, and they go on when they like."""
+    """More clients than threads stand still; others are served, and they continue later."""
     target = await server.push(REPO, LARGE)
     stopped = [await server.begin(target, _SMALL_BUFFER) for _ in range(3 * server.files.threads)]
     try:

@@ -136,7 +136,7 @@ def test_next_request_begins_anew() -> None:
 
 @pytest.mark.parametrize("where", ["here", "unsent", "unacked"])
 def test_answer_that_is_not_taken(where: str) -> None:
-    """It has been handled and has not arrived: it goes on or is cut; then it may be kept."""
+    """It has been handled and has not arrived: it continues or is cut; then it may be kept."""
     judge = Judge(Connection(requests=1))
     assert not judge.after(0)
 

@@ -12,7 +12,7 @@ from tests.support.process import PATIENCE, Process, poll
 
 
 def test_killed_in_the_middle_of_a_pull(served: Cluster, node: Node) -> None:
-    """The run goes on: the Secret stays good, and the pod recovers by itself."""
+    """The run continues: the Secret stays good, and the pod recovers by itself."""
     secret = served.secret()
     image = served.push_big("team/big:killed")
     node.slow("100mbit")

@@ -76,7 +76,7 @@ def test_release_prepares_two_nodes_and_completes(
         one.run_script(scripts[one.name])
         release.lose_power()
         release.wait_until_ready()
-        # The run went on: script and trust are still good. A drain would wait.
+        # The run continued: script and trust are still good. A drain would wait.
         assert "disruption budget" in release.evict()
         two.run_script(scripts[two.name])
         poll(lambda: "Complete" in release.conditions, release.describe)

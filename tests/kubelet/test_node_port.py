@@ -63,7 +63,7 @@ def _claim(cluster: Cluster, name: str, path: str) -> None:
 
 
 def test_nodes_pull_from_a_node_port(cluster: Cluster, proxies: None, claims: None) -> None:
-    """Both prove what they have; the pod is lost with its node, and its successor goes on."""
+    """Both prove what they have; the pod is lost with its node, and its successor continues."""
     one, two = cluster.nodes[1], cluster.nodes[2]
     for node in (one, two):
         node.remove_image(HUB_IMAGE)

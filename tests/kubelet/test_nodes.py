@@ -61,7 +61,7 @@ def test_credentials_that_kubelet_has(kubelets: Cluster) -> None:
     listed, nodes = kubelets.directory / "named-images", kubelets.directory / "named-nodes"
     listed.write_text(f"{image}\n")
     nodes.write_text("node-1\nnode-2\n")
-    kubelets.mayfly.kill()  # the run goes on, and with it what the nodes have
+    kubelets.mayfly.kill()  # the run continues, and with it what the nodes have
     kubelets.serve("--until-pulled", str(listed), "--nodes", str(nodes))
     for number in (1, 2):
         kubelets.pod(image, node=number, policy="Always").runs().gone()

@@ -209,7 +209,7 @@ def test_ctrl_c_ends_the_pulls(operator: Operator, served: Cluster, node: Node) 
 
 @pytest.mark.usefixtures("prepared")
 def test_kill_leaves_what_is_told(operator: Operator, served: Cluster, node: Node) -> None:
-    """The script goes on and proves by itself; the next run tells what is left of it."""
+    """The script continues and proves by itself; the next run tells what is left of it."""
     big = served.push_big("team/big:killed")
     node.remove_image(big)
     node.slow("20mbit")

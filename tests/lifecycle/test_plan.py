@@ -55,7 +55,7 @@ CUT = Drained((PULL,))
         (EndKind.DEADLINE, Drained(), None, -15, True, 3),
         (EndKind.DEADLINE, Drained(), None, 0, True, 3),
         (EndKind.DEADLINE, Drained(), False, 0, False, 3),
-        # the server could not go on
+        # the server could not continue
         (EndKind.FAILED, CUT, False, -15, True, 4),
     ],
 )

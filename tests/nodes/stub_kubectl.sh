@@ -1,5 +1,5 @@
 #!/bin/sh
-# kubectl for tests: a cluster of files in $STUB_STATE. Runs no pod; what becomes of one depends on
+# kubectl for tests: a cluster of files in $STUB_STATE. Runs no pod; the end of one depends on
 # how its node's name begins. All arguments are in the file `arguments`, the objects in `objects`.
 cd "$STUB_STATE" || exit 1
 printf '%s\n' "$*" >>arguments

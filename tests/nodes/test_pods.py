@@ -171,7 +171,7 @@ def test_kubectl_that_hangs(state: Path, monkeypatch: pytest.MonkeyPatch, verb: 
 
 @pytest.mark.usefixtures("state")
 def test_node_that_is_removed_from_the_cluster() -> None:
-    """Its pod may be removed with it; the others go on."""
+    """Its pod may be removed with it; the others continue."""
     gone, good = _run("gone", "good", attempts=1)
     (failure,) = gone.failures
     assert failure.cause is Cause.LOST

@@ -672,7 +672,7 @@ def test_crio_pins_by_a_file(dash: Node, target: Target) -> None:
 
 
 def test_killed_while_it_pulls(dash: Node, target: Target) -> None:
-    """Nothing is unpinned that is not ours, nothing of ours stays pinned, and it can go on."""
+    """Nothing is unpinned that is not ours, nothing of ours stays pinned, and it can continue."""
     before = snapshot(dash.root)
     path = _killers(dash)
     script = dash.script(target, "containerd")
@@ -752,7 +752,7 @@ def test_one_image_is_counted_as_one(dash: Node, target: Target) -> None:
 
 
 def test_an_image_that_cannot_be_pulled(dash: Node, target: Target) -> None:
-    """It is named with the runtime's last word, the others go on, and the code is 3."""
+    """It is named with the runtime's last word, the others continue, and the code is 3."""
     (dash.state / "broken").write_text(NAMES[1])
     dash.sleep_at_once()
     done = dash.run(dash.script(target, "containerd"))

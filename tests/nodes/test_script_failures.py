@@ -91,7 +91,7 @@ def test_every_change_may_fail(dash: Node, target: Target, runtime: Runtime, sho
                 failed += 1
                 assert "mayfly: " in done.stderr, what
             if verb == "apply" and at % 2:
-                # Another run of the verb goes on from there, too.
+                # Another run of the verb continues from there, too.
                 again = dash.run(script, verb)
                 assert (again.returncode, applied(snapshot(dash.root))) == (0, wanted[verb]), what
             assert dash.run(script, "revert").returncode == 0, what
@@ -481,7 +481,7 @@ def _end_input(process: subprocess.Popen[str]) -> None:
 def test_signal_while_it_pulls(
     node: Node, target: Target, number: signal.Signals, group: bool
 ) -> None:
-    """Nothing that the script started goes on, nothing holds the lock, and it can be reverted."""
+    """Nothing that the script started continues, nothing holds the lock, and it can be reverted."""
     code = _end_while_it_pulls(node, target, _signalled(number, group=group))
     assert code == 128 + number
 

@@ -210,7 +210,7 @@ async def test_streams_past_the_bounds_have_one_event(
 async def test_memory_of_events_that_are_being_sent_is_bounded(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever takes too long over an old one is cut; many may take long over the same one."""
+    """A reader that takes too long over an old one is cut; many may take long over the same one."""
     await world.feed._refresh()
     whole = len((await world.feed._event(feeds._ALL))[0])
     monkeypatch.setattr(feeds, "MAX_SENDING", int(3.5 * whole))
@@ -339,7 +339,7 @@ async def test_a_failed_look_ends_nothing(world: World, caplog: pytest.LogCaptur
 async def test_state_is_forgotten_when_nobody_looks(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A little later, so that browsers which come back go on; then they get everything."""
+    """A little later, so that browsers which come back continue; then they get everything."""
     monkeypatch.setattr(feeds, "KEPT_SECONDS", 0.05)
     async with aclosing(world.feed.events(None, CLIENT)) as stream:
         seen, _ = await next_event(stream)

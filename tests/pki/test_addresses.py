@@ -107,7 +107,7 @@ def test_other_services_addresses_are_left_out(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_without_netlink_the_routes_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the netlink family is forbidden, start-up goes on with fewer addresses."""
+    """Where the netlink family is forbidden, start-up continues with fewer addresses."""
 
     def forbidden() -> bytes:
         raise PermissionError("no netlink")

@@ -184,7 +184,7 @@ def test_an_expired_ca_is_replaced_with_its_certificate(tmp_path: Path, left: ti
 
 
 def test_a_ca_from_the_future_is_not_replaced(tmp_path: Path) -> None:
-    """The clock may be behind now: a run that goes on keeps its CA, another one does not start."""
+    """The clock may be behind now: a run that is resumed keeps its CA, a new one does not start."""
     first = _ensure(tmp_path, after=timedelta(days=3))
     begins = read_authority(first.ca).not_before
     assert begins > NOW
@@ -364,7 +364,7 @@ def test_a_damaged_ca_is_refused(tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_make_two_cas(tmp_path: Path) -> None:
-    """Whoever comes second is told so."""
+    """The second one is told so."""
     holder = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(holder, fcntl.LOCK_EX)
     try:

@@ -153,7 +153,7 @@ def test_a_renewed_pair_is_shown_to_the_next_client(own: CertificateFiles) -> No
 
 
 def test_a_connection_survives_a_reload(own: CertificateFiles) -> None:
-    """What was agreed on before goes on."""
+    """What was agreed on before continues."""
     tls = ServerTLS(own.certificate, own.key)
     client, server = _handshake(_trusting(own), tls.context)
     _renew(own)

@@ -35,7 +35,7 @@ print(json.dumps({
 def test_environment(start: Start) -> None:
     """The command gets the registry's login, and no variable meant for Mayfly alone."""
     given = {"NOTIFY_SOCKET": "/nowhere", "LISTEN_FDS": "1", "MAYFLY_CA": "/of/another"}
-    # Settings of whoever runs the tests are not the test's.
+    # Settings of the user who runs the tests are not the test's.
     own = {name: os.environ[name] for name in os.environ if not name.startswith("MAYFLY_")}
     stub = start(sys.executable, "-c", ENVIRONMENT, env=own | given)
     assert stub.code() == 0, stub.describe()

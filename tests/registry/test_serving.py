@@ -24,7 +24,7 @@ from tests.support.wire import message
 
 StartMayfly = Callable[..., Mayfly]
 AT_ONCE = ("--drain-timeout", "0s")
-"""A stop that waits for no node to go on with what it began."""
+"""A stop that waits for no node to continue what it began."""
 
 UPLOADS = "/v2/team/app/blobs/uploads/"
 
@@ -103,7 +103,7 @@ def test_signal_stops_cleanly(start_mayfly: StartMayfly, number: signal.Signals)
 
 
 def test_restart_keeps_content_and_sessions(start_mayfly: StartMayfly) -> None:
-    """After a stop and a start the blob is there, and a session goes on where it stood."""
+    """After a stop and a start the blob is there, and a session resumes where it stood."""
     server = start_mayfly(*AT_ONCE)
     connection = http.client.HTTPConnection(server.host, timeout=PATIENCE)
     connection.request("POST", UPLOADS)

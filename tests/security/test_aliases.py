@@ -123,7 +123,7 @@ ANY_NS = [None, "docker.io", "quay.io", "", " ", "a" * 300, 'a",error="b']
 
 @pytest.mark.parametrize("ns", ANY_NS)
 async def test_refusal_tells_no_alias(ns: str | None, aliased: Registry) -> None:
-    """Whoever has no right gets the same answer for a name of a bundle as for one of nothing."""
+    """A caller without rights gets the same answer for a name of a bundle as for one of nothing."""
     callers = _without_rights(aliased)
     for caller, headers in callers.items():
         told: dict[str, list[tuple[object, ...]]] = {}

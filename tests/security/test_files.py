@@ -106,7 +106,7 @@ def test_symlink_is_read_and_never_written(
 def test_file_that_others_can_write_is_refused(
     name: str, mode: int, auth: Path, serve: Callable[..., str]
 ) -> None:
-    """Whoever may write the file could make themselves admin: Mayfly does not start with it."""
+    """A user who may write the file could become admin: Mayfly does not start with it."""
     (auth / name).chmod(mode)
     line = serve(auth=auth)
     assert str(auth / name) in line and "chmod go-w" in line

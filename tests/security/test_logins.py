@@ -158,7 +158,7 @@ async def test_storm_of_wrong_credentials_is_one_bcrypt(closed: Registry, bcrypt
 
 
 async def test_transfer_goes_on_through_200_logins(memory: Path, bcrypts: Bcrypt) -> None:
-    """200 users log in at once, each a bcrypt: a pull under way goes on between them."""
+    """200 users log in at once, each a bcrypt: a pull under way continues between them."""
     names = [f"user-{n}" for n in range(200)]
     hashed = hash_password("the same for all", 7)
     grants = [("user-0", Role.GUEST, "**")]

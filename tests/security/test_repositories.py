@@ -266,7 +266,7 @@ async def test_catalog_names_what_may_be_pulled(how: str, name: str, closed: Reg
         )
         target = link.partition(">")[0].lstrip("<")
     assert tuple(found) == SEEN[name]
-    # last= is a place to go on from, whether or not the caller may see it.
+    # last= is a place to continue from, whether or not the caller may see it.
     after = await closed.server.ask("GET", "/v2/_catalog?last=secret", headers)
     assert after.json["repositories"] == [seen for seen in SEEN[name] if seen > "secret"]
 
@@ -314,7 +314,7 @@ async def test_robot_outlives_no_role(closed: Registry) -> None:
 
 
 async def test_upstreams_are_named_to_those_who_may_pull(memory: Path) -> None:
-    """A path that several upstreams share is refused like any other to whoever may not read it."""
+    """A path that several upstreams share is refused like any other to a caller without rights."""
     grants = [("developer", Role.DEVELOPER, glob) for glob in ("team/**", "docker.io/**")]
     known = [
         (host, name) for host in ("docker.io", "quay.io") for name in ("team/app", "other/app")

@@ -223,7 +223,7 @@ PATHS = [
 @pytest.mark.parametrize("target", PATHS)
 @pytest.mark.parametrize("name", ["developer", "admin", None])
 async def test_crooked_path_leads_nowhere(name: str | None, target: str, closed: Registry) -> None:
-    """No other spelling of a path finds a repository, for whoever may and may not read it."""
+    """No other spelling of a path finds a repository, for callers who may and may not read it."""
     push_image(closed.store, "other/secret", "1")
     headers = [] if name is None else [by_password(name)]
     for method in ("GET", "HEAD", "DELETE"):
@@ -257,7 +257,7 @@ async def test_absolute_form_is_checked_as_its_path(closed: Registry) -> None:
 
 
 async def test_names_made_of_fixed_words_are_checked_as_names(closed: Registry) -> None:
-    """A repository named after an endpoint is read by whoever may read that repository."""
+    """A repository named after an endpoint is read by each caller who may read that repository."""
     for name in ("team/tags/list", "team/blobs/uploads", "team/manifests/1", "team/_catalog"):
         for path in (f"/v2/{name}/manifests/1", f"/v2/{name}/tags/list"):
             if "_" in name:

@@ -1,4 +1,4 @@
-"""A run that crashes in the middle, with docker and containerd: they go on, until it has ended.
+"""A run that crashes in the middle, with docker and containerd: they continue, until it has ended.
 
 The CA is one of `--tls-constrain`, so both are tried with that, too.
 """

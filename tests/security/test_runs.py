@@ -1,4 +1,4 @@
-"""What is issued for a run goes on after a crash, and ends with the run: each kind of proof.
+"""What is issued for a run continues after a crash, and ends with the run: each kind of proof.
 
 A crash is `kill -9` of the server, then a start with the same state directory.
 """

@@ -118,7 +118,7 @@ class UploadContract:
 
     @pytest.mark.parametrize("at", [0, 4, 6, 10**18])
     def test_wrong_offset_changes_nothing(self, store: Store, at: int) -> None:
-        """Bytes for another offset are refused, told the right one, and the session goes on."""
+        """Bytes for another offset are refused, told the right one, and the session continues."""
         upload = store.begin_upload("team/app", "sha256")
         upload.write([b"first"], 0)
         with pytest.raises(UploadOffset) as refused:
@@ -131,7 +131,7 @@ class UploadContract:
         assert read(store.blob("team/app", digest)) == b"first last"
 
     def test_two_writers_at_one_offset(self, store: Store) -> None:
-        """Of writers at the same offset one goes on, and no byte of another is mixed in."""
+        """Of writers at the same offset one continues, and no byte of another is mixed in."""
         upload = store.begin_upload("team/app", "sha256")
         pieces = [bytes([65 + n]) * 50_000 for n in range(6)]
         outcomes = together([lambda p=p: upload.write([p] * 3, 0) for p in pieces])

@@ -139,7 +139,7 @@ def test_link_on_the_way_is_refused(tree: Beneath, target: str) -> None:
 
 
 def test_replaced_by_a_link_after_the_look(tree: Beneath, secret: Path) -> None:
-    """What was looked at is what is opened, whoever swaps the name in between."""
+    """What was looked at is what is opened, also if the name is swapped in between."""
     path = tree.root / "a/b/good"
     real = tree._lookup
 

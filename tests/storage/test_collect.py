@@ -81,7 +81,7 @@ def test_mount_and_manifest_start_the_age_anew(store: DistributionStore) -> None
 
 
 def test_age_begins_when_an_upload_is_finished(store: DistributionStore, root: Path) -> None:
-    """Not with its last byte: a push that went on after a long pause is as young as any."""
+    """Not with its last byte: a push that continued after a long pause is as young as any."""
     upload = store.begin_upload(REPO, "sha256")
     upload.write([b"resumed"], 0)
     (data,) = root.rglob("_uploads/*/data")

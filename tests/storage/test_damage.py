@@ -360,7 +360,7 @@ def test_untagged_manifests_beside_damage_stay(
 
 
 def test_pipe_in_the_place_of_a_repository(tmp_path: Path) -> None:
-    """Whoever pushes to it is refused by the disk, and does not wait for ever."""
+    """A push to it is refused by the disk, and does not wait for ever."""
     store = DistributionStore(tmp_path)
     repositories = tmp_path / "docker/registry/v2/repositories"
     os.mkfifo(repositories / "pipe")

@@ -45,7 +45,7 @@ def store(root: Path, monkeypatch: pytest.MonkeyPatch) -> DistributionStore:
 def _cache(
     store: DistributionStore, tag: str, days: float, body: bytes = b"", repository: str = REPO
 ) -> Digest:
-    """An image of an upstream as a pull leaves it, last pulled so many days ago."""
+    """An image of an upstream as a pull leaves it, last pulled a number of days ago."""
     if not body:
         layer = tag.encode()[:1] * SIZE
         push(store, repository, layer)
@@ -59,7 +59,7 @@ def _cache(
 
 
 def _age(store: DistributionStore, digest: Digest, days: float, repository: str = REPO) -> None:
-    """Make a manifest last pulled so many days ago, and all blobs old."""
+    """Make a manifest last pulled a number of days ago, and all blobs old."""
     then = time.time() - days * DAY
     os.utime(store.parts.layout.cached_manifest(repository, digest), (then, then))
     old = time.time() - 100 * DAY

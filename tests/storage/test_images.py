@@ -74,7 +74,7 @@ def test_space_without_a_tag(store: DistributionStore) -> None:
 
 
 def test_stack_is_bottom_to_top(store: DistributionStore) -> None:
-    """Layers come in mounting order, with their build step and whoever shares them."""
+    """Layers come in mounting order, with their build step and the images that share them."""
     repository, digest = images.resolve(store, "team/two")
     (stack,) = images.stacks(store, repository, digest, "team/two:latest")
     assert stack.platform == "linux/amd64"

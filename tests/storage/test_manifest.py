@@ -133,7 +133,7 @@ SCHEMA1 = "application/vnd.docker.distribution.manifest.v1"
     ],
 )
 def test_schema_1_is_refused_with_a_remedy(body: bytes, content_type: str | None) -> None:
-    """Whoever pushes a schema 1 manifest is told what it is and what to do."""
+    """A client that pushes a schema 1 manifest is told what it is and what to do."""
     with pytest.raises(ManifestInvalid, match=r"schema 1 .* docker 1\.10"):
         parse(body, content_type)
 

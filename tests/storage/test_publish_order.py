@@ -196,7 +196,7 @@ def test_second_instance_syncs_what_it_did_not_make(open_store: OpenStore, disk:
 
 
 def test_what_another_published_is_confirmed(root: Path, open_store: OpenStore, disk: Disk) -> None:
-    """A manifest is not answered before what it names is durable, whoever pushed that; once."""
+    """A manifest is not answered before what it names is durable, from any client; once."""
     _, digest = put_image(open_store(), REPO)
     store = open_store()
     config = digests.of(b"{}")

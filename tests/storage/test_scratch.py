@@ -39,7 +39,7 @@ publisher.close()
 
 @contextmanager
 def _holder(tree: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that has the tree open until told to go on."""
+    """A process that has the tree open until told to continue."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tree)],
         stdin=subprocess.PIPE,
@@ -61,7 +61,7 @@ def _open(tree: Path) -> Publisher:
 
 
 def test_living_process_keeps_its_scratch(tmp_path: Path) -> None:
-    """Whoever opens the tree leaves the scratch of a living process, which goes on publishing."""
+    """Opening the tree leaves the scratch of a living process, which continues publishing."""
     with _holder(tmp_path) as process:
         (own,) = (tmp_path / "_scratch").iterdir()
         (own / "half-written").write_bytes(b"precious")
@@ -159,7 +159,7 @@ def test_many_open_at_once(tmp_path: Path) -> None:
 
 
 def test_pipes_among_the_scratch_directories(tmp_path: Path) -> None:
-    """Nobody waits for a pipe's writer, whatever it stands for; pushes go on."""
+    """Nobody waits for a pipe's writer, whatever it stands for; pushes continue."""
     store = DistributionStore(tmp_path)
     upload = store.begin_upload("app", "sha256")
     data = next(tmp_path.rglob("_uploads/*/data"))

@@ -76,7 +76,7 @@ def test_round_trip(source: DistributionStore, tmp_path: Path) -> None:
 
 
 def test_second_import_copies_nothing(source: DistributionStore, tmp_path: Path) -> None:
-    """What is there is not copied again, so an import that was stopped goes on."""
+    """What is there is not copied again, so an import that was stopped continues."""
     _export(source, tmp_path / "all.tar")
     target, _, _ = _import(tmp_path / "all.tar", tmp_path / "target")
     target.delete_tag("library/one", "v1")

@@ -1,4 +1,4 @@
-"""What goes on beside a test: actions of threads, HTTP servers, turns of the event loop."""
+"""What runs beside a test: actions of threads, HTTP servers, turns of the event loop."""
 
 from __future__ import annotations
 

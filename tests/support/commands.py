@@ -15,7 +15,7 @@ TIMEOUT = 120
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The tests' own environment without settings of whoever runs them."""
+    """The tests' own environment without settings of their user."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("MAYFLY_")}
     return inherited | {"PYTHONPATH": str(REPO)} | more
 

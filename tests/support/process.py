@@ -249,7 +249,7 @@ class Mayfly(Process):
         argv: list[object] = [*prefix, sys.executable, "-m", "mayfly", "serve", "--root", root]
         argv += ["--state-dir", state_dir, "--listen", listen, *options]
         if env is None:
-            # Settings of whoever runs the tests are not the test's.
+            # Settings of the user who runs the tests are not the test's.
             env = {name: os.environ[name] for name in os.environ if not name.startswith("MAYFLY_")}
         super().__init__(argv, state_dir / "output.log", env=env, cwd=REPO)
         try:

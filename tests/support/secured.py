@@ -47,7 +47,7 @@ class Secured:
     files: FileSender
 
     def dial(self, receive_buffer: int | None = None) -> socket.socket:
-        """A TCP connection, blocking; with a receive buffer of so many bytes."""
+        """A TCP connection, blocking; with a receive buffer of a number of bytes."""
         made = socket.socket()
         if receive_buffer is not None:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -142,7 +142,7 @@ async def secured(
     handshake: float = TIMEOUT,
     files: FileSender | None = None,
 ) -> AsyncIterator[Secured]:
-    """Serve a store, open to everyone; a handshake may take so many seconds."""
+    """Serve a store, open to everyone; a handshake may take a number of seconds."""
     line = lifecycle_hooks()
     guard = Guard(lambda: OPEN, None, certificate_identity, Audit())
     files = files or FileSender()
@@ -158,7 +158,7 @@ async def secured(
 
 
 def read_answer(client: socket.socket, piece: int = 65536) -> tuple[int, bytes]:
-    """The status and body of one answer, read in pieces of so many bytes."""
+    """The status and body of one answer, read in pieces of a number of bytes."""
     head = bytearray()
     while not head.endswith(b"\r\n\r\n"):
         got = client.recv(1)

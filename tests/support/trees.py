@@ -98,7 +98,7 @@ def interfering(interfere: Callable[[int], None]) -> Iterator[Changes]:
 
 @contextlib.contextmanager
 def killed_after(changes: int) -> Iterator[None]:
-    """Let so many changes happen and none after them, clean-up included; swallows `Killed`."""
+    """Let a number of changes happen and none after them, clean-up included; swallows `Killed`."""
 
     def kill(seen: int) -> None:
         if seen > changes:
@@ -110,7 +110,7 @@ def killed_after(changes: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def full_after(changes: int) -> Iterator[None]:
-    """Let the change after so many fail for lack of space, and the others happen."""
+    """Let the change after a number of others fail for lack of space, and the others happen."""
 
     def fail(seen: int) -> None:
         if seen == changes + 1:

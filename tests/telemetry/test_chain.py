@@ -41,7 +41,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_chain_holds(path: Path) -> None:
-    """All events are there, the head is the file's own, and the next start goes on."""
+    """All events are there, the head is the file's own, and the next start continues."""
     head = write(path, 10).head
     assert_whole(check(path), 1, 10)
     assert check(path).head == head
@@ -98,7 +98,7 @@ def test_removed_end_needs_the_head(path: Path) -> None:
 
 
 def test_cut_anywhere(path: Path) -> None:
-    """After a crash that cut off the file at any byte the chain goes on, and names the cut."""
+    """After a crash that cut off the file at any byte the chain continues, and names the cut."""
     write(path, 6)
     whole = path.read_bytes()
     sample = random.Random(7).sample(range(len(whole)), 150)
@@ -160,7 +160,7 @@ def test_rotation(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_start_after_rotation(path: Path) -> None:
-    """A file that was just renamed, with nothing written since, is gone on with."""
+    """A file that was just renamed, with nothing written since, is continued."""
     write(path, 5)
     path.rename(path.with_name(f"{path.name}.1"))
     write(path, 1)
@@ -200,7 +200,7 @@ def test_one_server_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_two_servers_at_a_rename(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that starts just when the file was renamed goes on with the chain, and alone."""
+    """One that starts just when the file was renamed continues the chain, and alone."""
     monkeypatch.setattr(chained_file, "MAX_FILE_BYTES", 2000)
     first, other = write(path, 10), list[ChainedFile]()
     rotate = ChainedFile._rotate
@@ -222,7 +222,7 @@ def test_two_servers_at_a_rename(path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_failed_write_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a write fails in the middle, the file ends with the last whole line, and goes on."""
+    """Where a write fails in the middle, the file ends with the last whole line, and continues."""
     file = write(path, 3)
     before = path.read_bytes()
 

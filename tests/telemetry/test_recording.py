@@ -160,7 +160,7 @@ def test_levels(start_mayfly: Start, tmp_path: Path, level: str, kept: set[str])
 
 
 def test_kill_and_restart(start_mayfly: Start, tmp_path: Path) -> None:
-    """After kill -9 the chain goes on in the same run, and nothing is unexplained."""
+    """After kill -9 the chain continues in the same run, and nothing is unexplained."""
     audit = tmp_path / "audit.jsonl"
     options = ("--audit", str(audit), "--audit-level", "all")
     state = tmp_path / "state"

@@ -172,7 +172,7 @@ async def test_crash_at_any_byte(receiver: Receiver, tmp_path: Path) -> None:
 async def test_position_survives(
     receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A restart goes on behind the events that were taken."""
+    """A restart continues behind the events that were taken."""
     monkeypatch.setattr(webhook, "_BATCH_BYTES", 300)
     hook = Webhook(receiver.url, tmp_path)
     sent = some(10)

@@ -238,7 +238,7 @@ def test_a_network_that_breaks_changes_nothing(
 def test_kills_at_any_moment_lose_nothing(
     content: Content, upstream: Mayfly, tmp_path: Path, pair: Pair, kind: str
 ) -> None:
-    """The same command goes on after each kill -9; a store is whole all the time."""
+    """The same command continues after each kill -9; a store is whole all the time."""
     root = tmp_path / "root"
 
     def check() -> None:

@@ -147,7 +147,7 @@ def test_a_network_that_breaks_changes_nothing(
 def test_kills_at_any_moment_lose_nothing(
     content: Content, upstream: Mayfly, tmp_path: Path
 ) -> None:
-    """The same command goes on after each kill -9; nothing unfinished is left at the end."""
+    """The same command continues after each kill -9; nothing unfinished is left at the end."""
     output = tmp_path / "up.tar"
 
     def check() -> None:
@@ -175,7 +175,7 @@ def _is_writing(pid: int) -> bool:
 def test_an_interrupt_is_one_line(
     content: Content, upstream: Mayfly, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """At whatever moment: its exit code, how to go on, and no traceback; then it goes on."""
+    """At whatever moment: its exit code, how to continue, and no traceback; then it continues."""
     output = tmp_path / "up.tar"
     with SlowProxy(upstream.host, 1_000_000) as proxy:
         argv = command_line("bundle", "create", "-o", output, *content.names(proxy.host))
@@ -190,7 +190,7 @@ def test_an_interrupt_is_one_line(
             if process.returncode == 0:
                 break  # it was done before
             assert process.returncode == 128 + number, said
-            assert "the same command goes on" in said
+            assert "the same command resumes" in said
             assert "Traceback" not in said
             assert "never retrieved" not in said
     assert _create(output, *content.names(upstream.host)).returncode == 0

@@ -81,7 +81,7 @@ def test_a_stick_that_fills_is_named_and_the_same_command_goes_on(
         assert process.returncode == 4, said
         line = said.splitlines()[-1]
         assert f"{output} cannot be written: No space left on device" in line
-        assert "the same command goes on" in line
+        assert "the same command resumes" in line
         assert "Traceback" not in said
         filler.unlink()
         assert mayfly(*words).returncode == 0

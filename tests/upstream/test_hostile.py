@@ -116,7 +116,7 @@ LIES = {
 def test_lies_are_named_and_nothing_of_them_is_kept(
     name: str, start: Callable[..., Running], tmp_path: Path
 ) -> None:
-    """Exit code 3 with the digest; once the registry is honest the same command goes on."""
+    """Exit code 3 with the digest; once the registry is honest the same command continues."""
     running, output = start(), tmp_path / "up.tar"
     running.upstream.answer, text = LIES[name]
     _refused(running.create(output), output, text, digest_of(LAYER))
@@ -158,7 +158,7 @@ def test_a_login_stays_with_its_host(start: Callable[..., Running], tmp_path: Pa
 
 
 def test_a_rate_limit_is_waited_for(start: Callable[..., Running], tmp_path: Path) -> None:
-    """Two refusals, each with a time to wait; then it goes on by itself."""
+    """Two refusals, each with a time to wait; then it continues by itself."""
     running = start()
 
     def limit(request: Request) -> bool:

@@ -274,7 +274,7 @@ async def test_an_upstream_that_breaks_off_is_resumed(make: Make) -> None:
 
 
 async def test_a_client_that_leaves_stops_nobody(make: Make) -> None:
-    """The download goes on for those who stay, and to its end if nobody does."""
+    """The download continues for those who stay, and to its end if nobody does."""
     world = await make()
     world.hub.push("org/app", "1", LAYER)
     world.hub.gate = asyncio.Event()
@@ -421,7 +421,7 @@ async def test_a_rate_limit_is_honoured_and_not_passed_on(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Retry-After holds for every request to that upstream; clients get 502, never 429."""
-    # Whoever waits for that upstream waits longer than the test does.
+    # A client of that upstream waits longer than the test does.
     monkeypatch.setattr(lookups, "PATIENCE_SECONDS", 2 * PATIENCE)
     monkeypatch.setattr(lookups, "_STALE_SECONDS", 2 * PATIENCE)
     world = await make(ttl=0.0)

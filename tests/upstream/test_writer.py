@@ -1,4 +1,4 @@
-"""The archive that is written in any order, and goes on after an interruption."""
+"""The archive that is written in any order, and continues after an interruption."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _expected(tmp_path: Path) -> bytes:
 
 
 def test_progress_of_a_large_blob_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A blob that was cut goes on where the last note says."""
+    """A blob that was cut resumes where the last note says."""
     monkeypatch.setattr(writer, "_NOTE_EVERY", 10_000)
     output = tmp_path / "up.tar"
     begun = of(b"c" * 100_000)
