@@ -36,6 +36,13 @@ TIMED_OUT = -1
 TOO_MUCH = -2
 """In place of an exit code: the program printed more than it may."""
 
+_ENVIRONMENT = {
+    "LC_ALL": "C",  # messages are read by `causes`
+    # Without the user's preferences for kubectl: by these `get` may leave objects out, and `delete`
+    # ask first, which without an answer deletes nothing and succeeds.
+    "KUBERC": "off",
+}
+
 _PACKAGES = {"ssh": "OpenSSH's client", "kubectl": "kubectl"}
 
 
@@ -85,7 +92,7 @@ async def run_program(
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env=dict(os.environ) | {"LC_ALL": "C"},  # messages are read by `causes`
+        env=dict(os.environ) | _ENVIRONMENT,
         # A group of its own, with what the program starts. Ctrl-C reaches it through us.
         start_new_session=True,
     )

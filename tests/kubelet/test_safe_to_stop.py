@@ -45,6 +45,20 @@ exec nsenter --target="$pid" --net --mount -- env CONTAINERD_ADDRESS="$socket" s
 """
 
 
+PREFERENCES = """\
+apiVersion: kubectl.config.k8s.io/v1beta1
+kind: Preference
+defaults:
+- command: get
+  options:
+  - {name: selector, default: only=these}
+- command: delete
+  options:
+  - {name: interactive, default: "true"}
+"""
+"""By these kubectl would show no object, and delete none."""
+
+
 def image(name: str) -> str:
     """The full name of an image of the tests."""
     return f"{HOST}/team/{name}"
@@ -261,11 +275,15 @@ class Judged:
         path = os.pathsep.join([str(self.ssh()), str(Path(tools).parent), os.environ["PATH"]])
         options = ("--state-dir", self.cluster.state_dir, "--via", via, "--timeout", "60s")
         kubeconfig = self.cluster.admin_kubeconfig
+        home = self.cluster.directory / "home"
+        (home / ".kube").mkdir(parents=True, exist_ok=True)
+        (home / ".kube/kuberc").write_text(PREFERENCES)
         done = mayfly(
             *("wait", "--safe-to-stop", *options, "--kubeconfig", kubeconfig, *words),
-            env={"PATH": path},
+            env={"PATH": path, "HOME": str(home)},
         )
         assert done.stdout, done.stderr
+        assert "may still be in the cluster" not in done.stderr
         return done.returncode, done.stdout
 
     def judge(self) -> tuple[int, Any]:

@@ -40,6 +40,13 @@ def test_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert asyncio.run(CLUSTER.ask("apply", content=b"x\ny")) == b"x\ny\n"
 
 
+def test_preferences_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of kuberc may have `get` leave objects out, and `delete` ask first."""
+    _stub(tmp_path, monkeypatch, "printenv KUBERC")
+    monkeypatch.setenv("KUBERC", "/home/me/kuberc")
+    assert asyncio.run(CLUSTER.ask("get", "pods")) == b"off\n"
+
+
 @pytest.mark.parametrize(
     ("script", "problem"),
     [
