@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import re
 import secrets
 import shlex
 import time
@@ -49,6 +50,9 @@ from mayfly.registry.nodes.pod_objects import (
 from mayfly.registry.nodes.programs import TIMED_OUT, TOO_MUCH, find_program, run_program
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import join_names
+
+_NAMESPACE = "mayfly-prefetch-"
+_NAMESPACES = re.compile(rf"{_NAMESPACE}[0-9a-f]{{8}}")
 
 _NODES_SHOWN = 8
 
@@ -155,7 +159,7 @@ class Pods(NamedTuple):
 
 
 def _new_namespace() -> str:
-    return f"mayfly-prefetch-{secrets.token_hex(4)}"
+    return f"{_NAMESPACE}{secrets.token_hex(4)}"
 
 
 def _checked_size(node: str, script: str) -> str:
@@ -233,7 +237,9 @@ class PodSession:
             found = await self._kubectl.read("get", "namespaces", selector)
         except LifetimeError:
             return  # not allowed to
-        others = [name for _, name, _ in items(found) if name != self.namespace]
+        # Anybody's namespace may have this label, and those that are named are to be removed.
+        names = filter(_NAMESPACES.fullmatch, (name for _, name, _ in items(found)))
+        others = [name for name in names if name != self.namespace]
         if others:
             self._note(
                 f"of other prefetches, under way or killed: {join_names(others, _NODES_SHOWN)}. "

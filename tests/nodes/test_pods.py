@@ -180,13 +180,16 @@ def test_node_that_is_removed_from_the_cluster() -> None:
 
 
 def test_what_another_prefetch_left_is_told(state: Path) -> None:
-    """It may have been killed, and then nobody else removes it."""
-    (state / "others").write_text("mayfly-prefetch-0ld\nmayfly-prefetch-1ld\n")
+    """It may have been killed, and then nobody else removes it; none of others is to be removed."""
+    made = ["mayfly-prefetch-00000000", "mayfly-prefetch-0000000f"]
+    labelled = ["kube-system", "mayfly-prefetch-shop", "x-mayfly-prefetch-00000000", "-A"]
+    (state / "others").write_text("\n".join([*labelled, *made, ""]))
     recorder = Recorder()
     _run("good", recorder=recorder)
     (note,) = [text for node, text in recorder.events if not node]
     assert "Only if no other mayfly prefetch or mayfly wait runs" in note
-    assert note.endswith("kubectl delete namespace mayfly-prefetch-0ld mayfly-prefetch-1ld")
+    assert note.endswith(f"kubectl delete namespace {' '.join(made)}")
+    assert not [one for one in labelled if f" {one}" in note]
 
 
 def test_a_pod_that_takes_too_long(state: Path) -> None:
