@@ -72,7 +72,7 @@ def main() -> None:
 def _rounds(
     bench: Bench, rows: list[str], usable: list[str], rounds: int
 ) -> tuple[Results, list[str]]:
-    """What was found, and what failed, in words; that leaves a round without figures."""
+    """Results and failures, in words; that leaves a round without figures."""
     results: Results = {}
     failures: list[str] = []
     for number in range(rounds):
@@ -98,7 +98,7 @@ def _rounds(
 
 
 def _command(asked: argparse.Namespace) -> str:
-    """What was asked for, without where it was put."""
+    """The arguments, without the place of the output."""
     words = ["python -m benchmarks", f"--rounds {asked.rounds}"]
     words += [f"--only {','.join(asked.only)}"] if asked.only else []
     words += [f"--peers {','.join(asked.peers)}"] if asked.peers else []

@@ -18,7 +18,7 @@ from benchmarks.peers import MAYFLY, PEERS, Launch, Peer
 from benchmarks.server import Server, free_port, running
 
 Figures = dict[str, float]
-"""What one measurement found, by its name and unit."""
+"""The values of one measurement, by name and unit."""
 
 RATE = "MiB/s"
 DURABLE = "MiB/s durable"

@@ -1,6 +1,6 @@
 """The rows of copying images from one registry to another, by Mayfly and other tools.
 
-What each has to do is the same: all images, with their digests, to repositories of the same names.
+Each has the same task: all images, with their digests, to repositories of the same names.
 The memory and CPU of the registries do not count.
 """
 

@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured in the same run."""
+"""The limits of this machine, measured in the same run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is pushed and pulled, and the program that does it (`benchmarks/load`, written in Go)."""
+"""The content of pushes and pulls, and the program for them (`benchmarks/load`, written in Go)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class Result:
-    """What the load saw; latencies are of one push, pull or request each.
+    """The results of a load; latencies are of one push, pull or request each.
 
     Attributes:
         cpu_seconds: of the load; of commands that it ran, theirs.

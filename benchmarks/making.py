@@ -1,6 +1,6 @@
 """The rows of making a bundle: the same images from the same registry, by Mayfly and other tools.
 
-What each has to make is one file, an OCI layout in a tar. Tools that make a directory are followed
+Each has to make one file, an OCI layout in a tar. Tools that make a directory are followed
 by tar; `UNPACKED` is their rate without it.
 """
 
@@ -38,7 +38,7 @@ _TOGETHER = "bench/all"
 
 
 class Images:
-    """What is put into the registries: layers as gzip, of random bytes.
+    """The content of the registries: layers as gzip, of random bytes.
 
     Args:
         directory: for the file of all layers.

@@ -28,7 +28,7 @@ ONE_FILE = str(TOP / "dist" / f"mayfly-{VERSION}-linux-{platform.machine()}")
 
 @dataclass(frozen=True)
 class Launch:
-    """What one start is given.
+    """The arguments of one start.
 
     Attributes:
         root: the directory of the store.

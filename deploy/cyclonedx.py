@@ -1,4 +1,4 @@
-"""What is in a file that is built, as CycloneDX 1.6 has it; both builders import this."""
+"""The parts of a file that is built, in CycloneDX 1.6; both builders import this."""
 
 from __future__ import annotations
 

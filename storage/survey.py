@@ -195,7 +195,7 @@ def space(reader: DirectoryReader) -> Space:
 def space_of(reader: RevisionReader) -> Space:
     """Measure the space of the images of bundles or of a registry.
 
-    What no manifest needs is not looked for.
+    Unreferenced blobs are not looked for.
     """
     count = logical = loose = 0
     needed: dict[Digest, int] = {}

@@ -26,6 +26,9 @@ RIDDLES = re.compile(
 )
 """Words that stand in for a noun or a verb which can be named."""
 
+OPENINGS = re.compile(r"(?:^|[.:;] )What [a-z]+(?![^.:;?]*\?)")
+"""A statement about "what" something does: its subject is a noun. A question may begin so."""
+
 DOCUMENT = re.compile(r"\b(?:[A-Z][A-Z_]*|docs/(?:adr/)?[\w-]+)\.(?:md|yaml|json)\b")
 """A document of this project: a page of the repository's root, or a path below docs/."""
 
@@ -255,6 +258,17 @@ def test_riddles_are_seen(text: str) -> None:
     assert FIRST_LINES.match(text)
 
 
+def test_sentences_have_subjects() -> None:
+    """No statement of a page or of the code begins with "What"; those of tests may."""
+    remarks = ((where, text) for where, text in _remarks() if not where.startswith("tests/"))
+    found = [
+        f"{where}: {text[m.start() : m.end() + 40]}…"
+        for where, text in (*_pages(), *remarks)
+        for m in OPENINGS.finditer(text)
+    ]
+    assert found == []
+
+
 @pytest.mark.parametrize(
     "text",
     ["Whoever asks.", "it goes on where it was", "cut to so many bytes", "for what came of it"],
@@ -262,6 +276,13 @@ def test_riddles_are_seen(text: str) -> None:
 def test_stand_ins_are_seen(text: str) -> None:
     """The pattern for all prose finds what it is for."""
     assert RIDDLES.search(text)
+
+
+def test_openings_are_seen() -> None:
+    """Statements, but no questions."""
+    assert OPENINGS.search("It is kept. What nobody needs is not.")
+    assert not OPENINGS.search("It is kept. What does that cost? Nothing.")
+    assert not OPENINGS.search("It keeps what is needed.")
 
 
 def test_texts_are_read() -> None:

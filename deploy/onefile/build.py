@@ -63,7 +63,7 @@ Place = tuple[int, int]
 
 
 class Body:
-    """What follows the launcher.
+    """The content behind the launcher.
 
     Args:
         start: its first byte in the file.

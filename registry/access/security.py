@@ -102,7 +102,7 @@ def secure(settings: Settings, run: Run) -> Iterator[Security]:
     authentication = None
     try:
         try:
-            # What is made for users ends with a start that fails, a CA does not: it comes last.
+            # The files of users end with a start that fails, a CA does not: it is made last.
             policy, authentication, users = _identities(settings, run)
             tls, ca, renew = _transport(settings, run)
         except (TrustError, AuthError) as error:

@@ -57,7 +57,7 @@ async def _all_received(http: HTTPRequest, receipts: Receipts) -> None:
         if not received.done():
             received.set_result(left)
 
-    # What waited in the buffer of a connection that is closed is not counted any more.
+    # Bytes in the buffer of a connection that is closed are not counted any more.
     if not http.is_gone():
         receipts.on_received(done)
         if not await received:

@@ -37,7 +37,7 @@ runtime_option = click.option(
     default="auto",
     show_default=True,
     envvar="MAYFLY_RUNTIME",
-    help="What pulls images on the node; auto: the script looks for it.",
+    help="Runtime that pulls images on the node; auto: the script looks for it.",
 )
 
 images_option = click.option(

@@ -43,8 +43,8 @@ def safe_to_stop(
     """Wait until every node has proved every image, then judge once, and print it.
 
     Args:
-        timeout: seconds to wait for proofs; None for no limit. What was not proved then is part of
-            the judgement.
+        timeout: seconds to wait for proofs; None for no limit. Images that were not proved then
+            are part of the judgement.
         kubectl: None where there is no cluster.
         carrier: to nodes; None to look at none.
         concurrency: nodes at a time.

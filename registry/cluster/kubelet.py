@@ -70,7 +70,7 @@ def _entries(written: str, repository: str) -> Iterator[str]:
     """Yield the entries of an allowlist that allow an image; of each part of its name one.
 
     kubelet 1.35.4 compares the name as it is written, with its tag, so that only patterns match;
-    later ones compare the repository's full name. What both allow is allowed.
+    later ones compare the repository's full name. Images that both allow are allowed.
     """
     if written == repository:
         yield repository

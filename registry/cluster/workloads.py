@@ -196,7 +196,7 @@ def uses_of(items: Iterable[Object], accounts: Accounts) -> Iterator[ImageUse]:
             for use in _of_template(one, accounts):
                 known.add(use.likeness())
                 yield use
-    # What another object makes counts where it differs: the owner may not be among the kinds that
+    # A pod of another object counts where it differs: the owner may not be among the kinds that
     # are read, or be on its way from one revision to the next.
     for use in itertools.chain.from_iterable(_of_template(one, accounts) for one in made):
         if use.likeness() not in known:

@@ -4,7 +4,7 @@ Where the run has no list of images (``--until-pulled``), the page shows those t
 the nodes that asked for them.
 
 A view of ten thousand nodes is made in turns with other tasks, so it may mix moments that lie some
-milliseconds apart. What is said of a node is kept until a fact about it is recorded.
+milliseconds apart. The view of a node is kept until a fact about it is recorded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Asks the kernel about a TCP connection (``TCP_INFO`` of linux/tcp.h).
 
-What counts of coverage are made of, `acknowledged`, is told since Linux 4.1; all of `TCPInfo` since
-4.6.
+`acknowledged`, by which coverage counts, is known since Linux 4.1; all of `TCPInfo` since 4.6.
 """
 
 from __future__ import annotations

@@ -91,8 +91,8 @@ def _way_back(runtime: Runtime, plan: Plan, login: str | None = None) -> Iterato
     if login is not None:
         yield f"#   {runtime} logout {login}"
     journal = f"{JOURNALS}/{runtime}"
-    # What refers to a CA goes before the CA. A file that there was before is never removed, so all
-    # of this may be done again.
+    # A file that refers to a CA is removed before the CA. A file that there was before is never
+    # removed, so all of this may be done again.
     yield f"""\
 #   list={journal}/{PASTED}
 #   awk '$1 == "F" && !seen[$3]++ {{ file[++n] = $3 }}

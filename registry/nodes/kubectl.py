@@ -1,7 +1,7 @@
 """Ask a cluster by the system's kubectl, with the operator's configuration and rights.
 
-Objects go by standard input, never by arguments, which all users of this machine see. What the
-cluster answers is input from other machines: it is read to a bound.
+Objects are passed by standard input, never by arguments, which all users of this machine see.
+Answers of the cluster are input from other machines: they are read to a bound.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Look at nodes before an upgrade, over ssh, and change nothing on them.
 
 The script is `script.sh` up to its last line, which would begin the work, and then `probe.sh`, so
-that both find a node's runtime in the same way. It holds no credential. What it prints is input
+that both find a node's runtime in the same way. It holds no credential. Its output is input
 from another machine, as in `node_output`.
 """
 

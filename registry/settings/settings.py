@@ -339,7 +339,7 @@ class Settings:
     anonymous: Anonymous = setting(
         choice(Anonymous),
         ACCESS,
-        help="What callers without credentials may do.",
+        help="Rights of callers without credentials.",
         default=Anonymous.NONE,
         shown="none",
         metavar="pull|none",

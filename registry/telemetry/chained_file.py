@@ -159,7 +159,7 @@ class ChainedFile:
         self._torn = self._separator = b""
 
     def _is_full(self, size: int) -> bool:
-        # What ends a line, and the line that names a torn one, stand in the same file.
+        # The end of a line, and the line that names a torn one, are in the same file.
         may_rotate = self._regular and bool(self._size) and not self._separator
         return may_rotate and self._size + size > MAX_FILE_BYTES
 

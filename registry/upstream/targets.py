@@ -137,8 +137,8 @@ class RegistryTarget:
 class StoreTarget:
     """A store on this host; see `Target`.
 
-    What the store has of an upstream counts as absent: its content may be missing, and it may be
-    evicted. Once put here, it is the store's own.
+    An image that the store has of an upstream counts as absent: its content may be missing, and it
+    may be evicted. Once put here, it is the store's own.
     """
 
     def __init__(self, store: DistributionStore, label: str) -> None:

@@ -9,7 +9,7 @@ Other readers of zstd skip that list and decompress everything, so both must see
 frames that are listed have to fill the file, and each has to have the size that is listed. The
 checksums are not needed, since every blob is proven by its digest.
 
-What is sent passes through small files in memory, so that slow clients keep no frames; `frames` has
+Sent bytes pass through small files in memory, so that slow clients keep no frames; `frames` has
 the bounds.
 """
 

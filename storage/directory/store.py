@@ -348,7 +348,7 @@ class DistributionStore(DirectoryReader):
     ) -> None:
         """Store a manifest that an upstream gave, whose content may come later, and mark it.
 
-        What was pushed stays the pusher's: such a manifest gets no mark, and such a tag stays where
+        Pushed content stays the pusher's: such a manifest gets no mark, and such a tag stays where
         it points.
 
         Args:

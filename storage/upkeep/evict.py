@@ -232,7 +232,7 @@ class _Eviction:
         for repository in repositories(self._store):
             nodes = self._nodes(repository)
             if nodes is None:
-                # What a damaged manifest needs is unknown: the collector keeps all of it.
+                # The needs of a damaged manifest are unknown: the collector keeps all of it.
                 users.update(self._upper.blob_links(repository))
                 users.update(self._store.revisions(repository))
                 continue
@@ -344,7 +344,7 @@ class _Eviction:
                 staying.append(node.digest)
             else:
                 may_go[node.digest] = last_pulled, tags, node
-        # What stays needs its children, and keeps its signatures.
+        # A manifest that stays needs its children, and keeps its signatures.
         while staying:
             under = dict.fromkeys(below.pop(staying.pop(), ()))
             staying += [digest for digest in under if may_go.pop(digest, None)]
