@@ -9,8 +9,9 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 P = ParamSpec("P")
@@ -24,10 +25,39 @@ _AT_A_TIME = 2
 """Calls of `in_turn`, of all clients together, that run at the same time."""
 
 
+_MIN_WAITING = 64
+"""Waiting turns above which those of clients that have left are looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """The client of a request, as it takes turns: all with the same key are one client.
+
+    Attributes:
+        key: of the client.
+        is_gone: whether the request's connection has ended, so that it needs no turn any more.
+    """
+
+    key: Hashable
+    is_gone: Callable[[], bool] = field(compare=False)
+
+
+class _Waiter(NamedTuple):
+    """A turn that is waited for."""
+
+    begun: asyncio.Future[None]
+    is_gone: Callable[[], bool] | None
+
+    def has_left(self) -> bool:
+        """Whether nobody waits for the turn any more."""
+        return self.begun.done() or (self.is_gone is not None and self.is_gone())
+
+
 class Turns:
     """Turns for clients: the one whose last turn began longest ago is next.
 
-    So a client with many requests waiting delays another by at most one of them.
+    So a client with many requests waiting delays another by at most one of them. Requests whose
+    `Client` has left take no turn: such clients come faster than turns end.
 
     Args:
         count: of turns at a time.
@@ -38,20 +68,31 @@ class Turns:
         self._free = count
         self._each = count if each is None else each
         self._held: Counter[Hashable] = Counter()
-        self._waiting: OrderedDict[Hashable, deque[asyncio.Future[None]]] = OrderedDict()
-        """The futures of each waiting client, its oldest first; the client that is next first."""
+        self._waiting: OrderedDict[Hashable, deque[_Waiter]] = OrderedDict()
+        """The turns that each client waits for, its oldest first; the client that is next first."""
+        self._looks_at = _MIN_WAITING
+        """Waiting turns of one client at which those of ended requests are dropped next."""
 
     async def take(self, client: Hashable) -> None:
-        """Wait for a turn and hold it until `leave`."""
+        """Wait for a turn and hold it until `leave`.
+
+        Raises:
+            ConnectionResetError: the client has left meanwhile.
+        """
         if self._free and self._held[client] < self._each:
             self._begin(client)
             return
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(client, deque()).append(mine)
+        is_gone = client.is_gone if isinstance(client, Client) else None
+        waiting = self._waiting.setdefault(client, deque())
+        waiting.append(_Waiter(mine, is_gone))
+        if len(waiting) >= self._looks_at:
+            self._drop_left(waiting)
+            self._looks_at = max(_MIN_WAITING, 2 * len(waiting))
         try:
             await mine
         except asyncio.CancelledError:
-            if mine.done() and not mine.cancelled():
+            if mine.done() and not mine.cancelled() and mine.exception() is None:
                 self.leave(client)  # it was given in the same iteration of the event loop
             else:
                 self._give_up(client, mine)
@@ -63,16 +104,20 @@ class Turns:
         self._held[client] -= 1
         if not self._held[client]:
             del self._held[client]
-        for waiter, futures in self._waiting.items():
-            first = next((one for one in futures if not one.done()), None)
-            if first is None or self._held[waiter] >= self._each:
+        for waiter, waiting in [*self._waiting.items()]:
+            if self._held[waiter] >= self._each:
                 continue
-            futures.remove(first)
+            while waiting and waiting[0].has_left():
+                _drop(waiting.popleft())
+            if not waiting:
+                del self._waiting[waiter]
+                continue
+            first = waiting.popleft()
             self._waiting.move_to_end(waiter)
-            if not futures:
+            if not waiting:
                 del self._waiting[waiter]
             self._begin(waiter)
-            first.set_result(None)
+            first.begun.set_result(None)
             return
 
     @asynccontextmanager
@@ -90,10 +135,24 @@ class Turns:
 
     def _give_up(self, client: Hashable, mine: asyncio.Future[None]) -> None:
         waiting = self._waiting.get(client)
-        if waiting is not None and mine in waiting:
-            waiting.remove(mine)
+        if waiting is not None and (own := [one for one in waiting if one.begun is mine]):
+            waiting.remove(own[0])
             if not waiting:
                 del self._waiting[client]
+
+    @staticmethod
+    def _drop_left(waiting: deque[_Waiter]) -> None:
+        for _ in range(len(waiting)):
+            waiter = waiting.popleft()
+            if waiter.has_left():
+                _drop(waiter)
+            else:
+                waiting.append(waiter)
+
+
+def _drop(waiter: _Waiter) -> None:
+    if not waiter.begun.done():
+        waiter.begun.set_exception(ConnectionResetError("client is gone"))
 
 
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()

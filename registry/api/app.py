@@ -146,7 +146,7 @@ class App:
             raise AccessDenied(message)
         peer = observer.peer(caller.identity.name, caller.identity.node, http.remote, agent)
         self._hooks.drain.admit(peer.node, route.step, request.repository, request.digest)
-        context = self._context(caller, peer)
+        context = self._context(caller, peer, http.is_gone)
         if self._put_event is None:
             return await route.handler(context, http, request)
         # Imported only where events are recorded.

@@ -19,6 +19,7 @@ from mayfly.registry.http.response import Response
 from mayfly.registry.http.send import ContentSender
 from mayfly.registry.settings.settings import Settings
 from mayfly.registry.state.scripts import Scripts
+from mayfly.registry.threads import Client
 from mayfly.storage.digest import Digest
 from mayfly.storage.interface import Store
 
@@ -215,6 +216,7 @@ class Context(NamedTuple):
         settings: of the server, for handlers that need one.
         caller: the authenticated caller, with the policy.
         peer: the caller as coverage and the report identify it.
+        is_gone: whether the request's connection has ended.
     """
 
     store: Store
@@ -232,11 +234,17 @@ class Context(NamedTuple):
     settings: Settings
     caller: Caller
     peer: Peer
+    is_gone: Callable[[], bool]
 
     @property
     def client(self) -> tuple[str, str]:
-        """The key by which clients take turns: user and network."""
+        """The key of the client in work that requests share: user and network."""
         return self.peer.user, network_of(self.peer.address)
+
+    @property
+    def asker(self) -> Client:
+        """The same client, as it takes turns for this request alone."""
+        return Client(self.client, self.is_gone)
 
     def digest_of(self, repository: str, reference: Digest | str) -> Digest:
         """Quick. Return the digest of a manifest that is asked for by digest or tag.

@@ -60,7 +60,7 @@ async def put(context: Context, http: HTTPRequest, request: Request) -> Response
     for tag in tags:
         check_tag(tag)
     # Before the first byte is read: requests that wait here take no memory.
-    gate, client = context.manifests.gate, context.client
+    gate, client = context.manifests.gate, context.asker
     async with gate.admit(client, http.body.length if http.body is not None else 0):
         body = await read_document(http, manifests.MAX_SIZE)
         announced = http.headers.get("Content-Type")
@@ -124,7 +124,7 @@ async def _read(
         return content, cached
     load = partial(
         context.manifests.load,
-        context.client,
+        context.asker,
         head=head,
         on_read=partial(context.store.compare, repository, digest),
     )

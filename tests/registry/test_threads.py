@@ -11,7 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mayfly.registry.threads import Turns, in_thread_for_many, in_turn, uncancelled
+from mayfly.registry.threads import (
+    _MIN_WAITING,
+    Client,
+    Turns,
+    in_thread_for_many,
+    in_turn,
+    uncancelled,
+)
 from tests.support.beside import settle
 from tests.support.process import PATIENCE
 
@@ -195,3 +202,44 @@ async def test_exception_that_needs_no_garbage_collector() -> None:
         assert future() is None
     finally:
         gc.enable()
+
+
+async def test_clients_that_leave() -> None:
+    """Requests of clients that have left take no turn, and wait for none, however many come."""
+    turns, gone, begun = Turns(1), set[int](), list[int]()
+
+    async def ask(number: int) -> None:
+        async with turns.turn(Client("client", lambda: number in gone)):
+            begun.append(number)
+
+    await turns.take("another")
+    count = 10 * _MIN_WAITING
+    tasks = []
+    for number in range(count):
+        tasks.append(asyncio.create_task(ask(number)))
+        await asyncio.sleep(0)
+        if number % _MIN_WAITING:
+            gone.add(number)
+    assert sum(map(len, turns._waiting.values())) <= 2 * _MIN_WAITING
+    turns.leave("another")
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert begun == [number for number in range(count) if number not in gone]
+    assert sum(isinstance(one, ConnectionResetError) for one in found) == len(gone)
+    assert not turns._waiting
+    async with turns.turn("another"):
+        """The turns of those that left are free."""
+
+
+async def test_cancelled_when_the_client_is_found_gone() -> None:
+    """A request that is cancelled in the turn in which it is dropped gives nothing back."""
+    turns = Turns(1)
+    await turns.take("one")
+    waiting = asyncio.create_task(turns.take(Client("two", lambda: True)))
+    await asyncio.sleep(0)
+    turns.leave("one")
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await turns.take("one")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await turns.take("three")
