@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -325,6 +326,32 @@ def test_tests_say_what_they_show() -> None:
             and not ast.get_docstring(node)
         ]
     assert silent == []
+
+
+def _helpers(tree: ast.Module) -> Iterator[str]:
+    """The names that a module of tests makes for its own tests and for others."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            # pytest finds tests and hooks by their names, and fixtures of all tests by themselves.
+            is_automatic = any("autouse=True" in ast.unparse(one) for one in node.decorator_list)
+            if not is_automatic and not re.match("(?i:test)|pytest_", node.name):
+                yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (one.id for one in targets if isinstance(one, ast.Name))
+
+
+def test_helpers_of_tests_are_used() -> None:
+    """Functions, classes and constants of tests are named at another place, too."""
+    texts = {path: path.read_text() for path in (REPO / "tests").rglob("*.py")}
+    count = Counter(re.findall(r"\w+", "\n".join(texts.values())))
+    unused = [
+        f"{path.relative_to(REPO)}: {name}"
+        for path, text in sorted(texts.items())
+        for name in _helpers(ast.parse(text))
+        if count[name] == 1 and name != "pytestmark"
+    ]
+    assert unused == []
 
 
 def test_record_of_the_rooms_has_their_floors() -> None:

@@ -44,7 +44,6 @@ from tests.cluster.conftest import HOST, items, node_facts
 from tests.support.process import REPO
 
 LISTED = frozenset(f"{HOST}/team/app:{n}" for n in (1, 3, 5, 6))
-ALL_ALLOWED = PullPolicy(Verification.NOT_LISTED, frozenset({f"{HOST}/*"}))
 PULLED = PullPolicy(Verification.PULLED)
 NODES = [cluster_node(one) for one in items("nodes")]
 SECRETS = {(s["metadata"]["namespace"], s["metadata"]["name"]): s for s in items("secrets")}

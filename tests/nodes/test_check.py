@@ -47,7 +47,6 @@ from tests.support.trees import snapshot
 
 IMAGES = ("docker.io/library/one:1", "quay.io/team/two:2", "quay.io/team/three:3")
 AMD64 = json.dumps({"os": "linux", "architecture": "amd64"}).encode()
-ARM64 = json.dumps({"os": "linux", "architecture": "arm64"}).encode()
 PLAIN = b"not compressed" * 1000
 PACKED = gzip.compress(b"x" * 100_000)
 

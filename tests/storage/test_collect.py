@@ -36,13 +36,6 @@ def _age(store: DistributionStore, digest: Digest, seconds: float = 7200) -> Non
     os.utime(path, (then, then))
 
 
-def _forget_records(store: DistributionStore) -> None:
-    """Leave the store as another writer would have."""
-    for _, data in list(store.stored_blobs()):
-        for record in data.parent.glob("_mayfly_*"):
-            record.unlink()
-
-
 def test_unreferenced_goes_referenced_stays(store: DistributionStore) -> None:
     """A blob that no manifest names is removed with its link; everything an image needs stays."""
     lonely = push(store, REPO, b"lonely")

@@ -18,7 +18,6 @@ from tests.support.process import poll
 
 REPO = "team/app"
 LAYER = b"layer " * 1000
-LONGEST_WAIT = 30.0
 
 
 @pytest.fixture

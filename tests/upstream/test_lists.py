@@ -17,10 +17,6 @@ def _read(text: str) -> ImageList:
     return read(textwrap.dedent(text).encode(), "list")
 
 
-def _sources(text: str) -> list[str]:
-    return [str(one.source) for one in _read(text).wanted]
-
-
 FORMATS = {
     "plain text": (
         f"""
