@@ -12,7 +12,11 @@ import pytest
 
 
 def paste(
-    text: str, root: Path, path: str = "", shell: Sequence[str] = ("sh", "-eu")
+    text: str,
+    root: Path,
+    path: str = "",
+    shell: Sequence[str] = ("sh", "-eu"),
+    **variables: str,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run commands whose paths are the node's; what they leave has such paths again.
 
@@ -21,6 +25,7 @@ def paste(
         root: of the node's file system.
         path: directories of its programs, before those of this host.
         shell: that reads them.
+        variables: of its environment.
     """
     below = str(root).encode()
     _replace(root / "var/lib", b"/etc/", below + b"/etc/")
@@ -30,7 +35,7 @@ def paste(
         return subprocess.run(
             [*shell, "-c", "umask 022; . /dev/stdin"],
             input=text.encode(),
-            env={**os.environ, "PATH": f"{path}:{os.environ['PATH']}"},
+            env={**os.environ, "PATH": f"{path}:{os.environ['PATH']}", **variables},
             capture_output=True,
             check=True,
             timeout=60,

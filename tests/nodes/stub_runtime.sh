@@ -3,6 +3,7 @@
 # files img-* in $STUB_STATE, pins are files pin-*, and all arguments are in the file `arguments`.
 [ -z "${STUB_PATH:-}" ] || PATH=$STUB_PATH
 name=${0##*/}
+: "${STUB_STATE:?}"
 printf '%s %s\n' "$name" "$*" >>"$STUB_STATE/arguments"
 file() {
     rest=$2

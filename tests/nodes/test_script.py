@@ -449,7 +449,8 @@ def test_killed_at_every_step(dash: Node, target: Target, kind: str) -> None:
 def _paste(node: Node, target: Target, runtime: Runtime, *mirrors: str) -> None:
     """Paste the commands of `mayfly node-config show` on a node."""
     pasted = replace(target, mirrors=mirrors)
-    paste(node_commands(pasted, [runtime]), node.root, str(node.bin), node.shell)
+    text, state = node_commands(pasted, [runtime]), str(node.state)
+    paste(text, node.root, str(node.bin), node.shell, STUB_STATE=state)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
