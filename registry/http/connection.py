@@ -143,6 +143,14 @@ class Connection(asyncio.BufferedProtocol):
         peer = transport.get_extra_info("peername")
         self.peer = str(peer[0]) if peer else None
         self._server.opened(self)
+        if self.peer is None and self._is_internet():
+            # It has been reset, so that nobody would read an answer, and no record of what it asks
+            # for could tell where it came from.
+            self._abort()
+
+    def _is_internet(self) -> bool:
+        connected = self.socket
+        return connected is not None and connected.family in (socket.AF_INET, socket.AF_INET6)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         buffer = self._body.receive_buffer() if self._body is not None else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +11,14 @@ import pytest
 
 from mayfly.registry.activity import Activity
 from mayfly.registry.http.body import Body
+from mayfly.registry.http.connection import HTTPServer
 from mayfly.registry.http.errors import BodyIncomplete
 from mayfly.registry.http.receipts import Receipts
 from mayfly.registry.http.receive import Receiver
+from mayfly.registry.http.request import HTTPRequest
+from mayfly.registry.http.response import Response
+from tests.support.process import until
+from tests.support.wire import message
 
 
 class _Upload:
@@ -50,3 +57,26 @@ async def test_gone_before_content_is_sent() -> None:
     transport: Any = SimpleNamespace(is_closing=lambda: True)
     with pytest.raises(ConnectionResetError):
         Receipts(transport).begin()
+
+
+async def test_reset_before_it_is_served() -> None:
+    """A client that resets at once is not served: nothing could tell where it came from."""
+    asked = list[str | None]()
+
+    async def handle(http: HTTPRequest) -> Response:
+        asked.append(http.remote)
+        return Response()
+
+    server, loop = HTTPServer(handle), asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        for is_reset in (True, False):
+            client = socket.create_connection(listening.getsockname())
+            client.sendall(message("GET", "/", close=True))
+            if is_reset:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, *bytes(7)]))
+                client.close()
+            accepted, _ = listening.accept()
+            await loop.connect_accepted_socket(server, accepted)
+            await until(lambda: server.open_count == 0, "the connection has ended")
+    client.close()
+    assert asked == ["127.0.0.1"]
