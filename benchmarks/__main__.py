@@ -1,6 +1,6 @@
 """``python -m benchmarks``: Mayfly and its peers, in turn, several rounds, side by side.
 
-Every round takes each row in order, and in each row one registry after the other; who goes first
+Every round takes each row in order, and in each row one registry after the other; their order
 changes from round to round. Nothing is asserted: the goals are printed as met or missed.
 """
 

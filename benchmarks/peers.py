@@ -106,7 +106,7 @@ class Peer:
         version: the command that prints it.
         authenticates: whether it asks for a token.
         keeps: what survives its end: ``"all"``, ``"blobs"`` or ``"nothing"``.
-        preload: a library that makes fsync free goes into it.
+        preload: a library that makes fsync free is put there.
     """
 
     name: str

@@ -1,5 +1,5 @@
-# After the files are removed: what Mayfly made goes. Images, settings and other files stay, and with
-# them the user that owns them.
+# After the files of the package are removed: remove those that Mayfly made. Images, settings and
+# other files stay, and with them the user that owns them.
 rm -rf /var/lib/mayfly/state /run/mayfly
 store=/var/lib/mayfly/store
 if [ -d "$store" ] && data=$(find "$store" -path '*/blobs/*/data' -print -quit) && [ -z "$data" ]; then

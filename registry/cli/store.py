@@ -1,7 +1,7 @@
 """Commands on a store's directory: ``ls``, ``inspect``, ``du``, ``rm``, ``gc``, ``verify``.
 
-All of them are safe beside a running server: what they read is read as a server reads it, what they
-change goes through the same locks.
+All of them are safe beside a running server: what they read is read as a server reads it, changes
+take the same locks.
 """
 
 from __future__ import annotations
@@ -366,8 +366,8 @@ def gc(
     """Free the space of content that no image refers to.
 
     Repositories with a damaged manifest keep all their blobs; exit 4 if there are any. With
-    --high, if the disk is that full, images that came from upstreams (serve --upstream) go as
-    well, least recently pulled first; exit 3 if that is not enough.
+    --high, if the disk is that full, images that came from upstreams (serve --upstream) are
+    removed as well, least recently pulled first; exit 3 if that is not enough.
     """
     from mayfly.registry.durations import exact
     from mayfly.storage.upkeep.collect import collect

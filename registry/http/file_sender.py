@@ -191,7 +191,7 @@ class FileSender:
         While threads send nothing is received.
 
         Args:
-            transport: of the connection, plain or TLS; what was written to it before goes first.
+            transport: of the connection, plain or TLS; data that it has not sent yet is sent first.
             descriptor: a duplicate of its socket's, which stays open until this returns.
 
         Raises:

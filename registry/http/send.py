@@ -1,4 +1,4 @@
-"""The byte path out: content, or a range of it, to a client. A file goes by `file_sender`.
+"""The byte path out: content, or a range of it, to a client. `file_sender` sends a file.
 
 A blob is never content-encoded: clients check its digest and resume by byte range. Ranges follow
 RFC 9110, section 14. A request for several ranges is answered with the whole content, which that

@@ -19,7 +19,7 @@ from mayfly.registry.nodes.target import Target
 _SECONDS = 10.0
 _HTTPS = 443
 
-# `u` is the URL, `s` the SHA-256 of the script, `p` the pin. The URL goes to curl and GNU wget by
+# `u` is the URL, `s` the SHA-256 of the script, `p` the pin. curl and GNU wget read the URL from
 # their standard input, since others see the arguments of programs. Exit codes 2 and 4 of curl: it
 # does not know the option, or was built without it. The file has no name when it runs: no secret
 # stays on the disk.

@@ -247,8 +247,9 @@ class NodeConfig:
     def _take_over(self) -> Journal:
         """Return the journal, after it has all that pasted commands wrote.
 
-        The list goes last, and the files of before are in the vault by then, so a crash between two
-        steps leaves what another call takes over. Files that a paste did not finish are removed.
+        The list is removed last, and the files of before are in the vault by then, so after a crash
+        between two steps another call takes over the rest. Files that a paste did not finish are
+        removed.
 
         Raises:
             TrustError: the journal cannot be understood.
@@ -393,7 +394,7 @@ class NodeConfig:
         return actions
 
     def _put_back(self, entries: dict[str, Entry]) -> Iterator[Action]:
-        # The last written first: what refers to a CA goes before the CA.
+        # The last written first: a file that refers to a CA is removed before the CA.
         for path, entry in reversed(entries.items()):
             real = self._node_root.real(path)
             absent = entry.original.kind == "absent"

@@ -49,7 +49,7 @@ find_kubelet() {
     done
 } 2>/dev/null
 
-# Print the last value of a flag of a process, by which a program goes; it takes _ for -.
+# Print the last value of a flag of a process, which a program obeys; it takes _ for -.
 flag_of() { # directory of the process, name
     tr '\0' '\n' <"$1/cmdline" | awk -v flag="$2" '
         wanted { value = $0; wanted = 0; next }

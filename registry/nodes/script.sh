@@ -330,8 +330,9 @@ use: mayfly node-config revert"
     take_over
 }
 
-# Take over into the journal the files that pasted commands wrote. Their list goes last, after the
-# files of before are saved, so this can be done twice. Files that a paste did not finish go, too.
+# Take over into the journal the files that pasted commands wrote. Their list is removed last, after
+# the files of before are saved, so this can be done twice. Files that a paste did not finish are
+# removed, too.
 take_over() {
     [ -f "$journal/pasted" ] || return 0
     set_text "$work/before" ''

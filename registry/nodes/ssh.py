@@ -1,6 +1,6 @@
 """Run a script on a node over the system's OpenSSH, with the operator's configuration and agent.
 
-The script goes by standard input: arguments are seen by all users of both machines. Nothing is
+The script is passed by standard input: arguments are seen by all users of both machines. Nothing is
 asked on the terminal, no agent and no port is forwarded to the node, and host keys are checked as
 the operator's configuration says.
 """

@@ -12,8 +12,8 @@ count that are older than the grace; younger ones are freed by a later run. Noth
 the way: it works on a disk without a free byte.
 
 A push may name a marked manifest, as an index names its platforms: that touches the manifest's
-bytes. So a manifest goes only if its bytes were not touched within the grace, which is looked at
-again behind the gate (`storage.upkeep.untouched`).
+bytes. So a manifest is removed only if its bytes were not touched within the grace, which is
+checked again behind the gate (`storage.upkeep.untouched`).
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ class _Eviction:
     def remove(self, chosen: Sequence[Evicted]) -> list[Evicted]:
         """Remove manifests; return those that were removed.
 
-        Each goes after those that name it: if one of these has to stay, what is below it stays.
+        Each is removed after those that name it: if one of these has to stay, all below it stays.
         """
         removed: list[Evicted] = []
         staying: set[_Content] = set()
@@ -321,7 +321,7 @@ class _Eviction:
     def _candidates(
         self, repository: str, nodes: list[_Node]
     ) -> Iterator[tuple[float, tuple[str, ...], _Node]]:
-        """Yield the manifests that may go: last pull, tags, node."""
+        """Yield the manifests that may be removed: last pull, tags, node."""
         used = self._used()
         tagged = self._tagged(repository)
         may_go: dict[Digest, tuple[float, tuple[str, ...], _Node]] = {}
