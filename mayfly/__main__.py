@@ -11,7 +11,7 @@ import threading
 STDERR = 2
 """The number of standard error."""
 
-_SIGNAL_CODES: dict[object, signal.Signals] = {130: signal.SIGINT, 143: signal.SIGTERM}
+_SIGNAL_CODES: dict[int, signal.Signals] = {130: signal.SIGINT, 143: signal.SIGTERM}
 """Exit codes by which handlers of signals end the process."""
 
 _THREADS_SECONDS = 2.0
@@ -48,11 +48,12 @@ def _repeat_ignored_signal(ignored: sys.UnraisableHookArgs) -> None:
     got no signal. Other ignored exceptions are printed as usual.
     """
     error = ignored.exc_value
+    number: signal.Signals | None = None
     if isinstance(error, KeyboardInterrupt):
         number = signal.SIGINT
-    elif isinstance(error, SystemExit) and error.code in _SIGNAL_CODES:
-        number = _SIGNAL_CODES[error.code]
-    else:
+    elif isinstance(error, SystemExit) and isinstance(error.code, int):
+        number = _SIGNAL_CODES.get(error.code)
+    if number is None:
         sys.__unraisablehook__(ignored)
         return
     again = threading.Timer(_AGAIN_SECONDS, os.kill, [os.getpid(), number])

@@ -5,6 +5,7 @@ Reads any `storage.interface.Reader`. Sizes are those of the stored (compressed)
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -127,7 +128,8 @@ def image(reader: Reader, repository: str, digest: Digest, name: str) -> Image:
         if isinstance(manifest, StorageError):
             if not isinstance(manifest, ManifestUnknown):
                 faults.append(f"manifest {found}: {manifest.message}")
-                blobs[found] = reader.manifest(repository, found).size
+                with contextlib.suppress(StorageError):  # a bundle knows no size of what is damaged
+                    blobs[found] = reader.manifest(repository, found).size
                 read.append(found)
             elif found == digest:
                 raise manifest

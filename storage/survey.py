@@ -6,7 +6,7 @@ A damaged entry hides no other: a name whose image cannot be read is a `Damaged`
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mayfly.storage.bundle.diagnostics import Code
@@ -14,9 +14,9 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.directory.reader import DirectoryReader
 from mayfly.storage.errors import ContentCorrupt, ManifestUnknown, StorageError
 from mayfly.storage.images import Image, image, resolve
-from mayfly.storage.interface import RevisionReader
+from mayfly.storage.interface import Reader, RevisionReader
 from mayfly.storage.reading import manifests_below, repositories
-from mayfly.storage.reference import LATEST, parse_reference
+from mayfly.storage.reference import LATEST, parse_reference, split_stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +94,29 @@ def _tagged(reader: DirectoryReader, repository: str, tag: str) -> Image | Damag
         except ManifestUnknown:
             pass
         return None  # deleted meanwhile
+    return damage(reader, found) or found
+
+
+def damage(reader: Reader, found: Image) -> Damaged | None:
+    """Return which manifest of an image is damaged; None for a whole image.
+
+    Odd manifests were pushed like that; one with another digest is damaged.
+    """
     if found.faults:
-        # Odd manifests were pushed like that; one with another digest is damaged.
-        for _, manifest in manifests_below(reader, repository, digest):
+        repository, _ = split_stored(found.name)
+        for _, manifest in manifests_below(reader, repository, found.digest):
             if isinstance(manifest, ContentCorrupt):
-                return Damaged(name, Code.CONTENT_DAMAGED, manifest.message)
-    return found
+                return Damaged(found.name, Code.CONTENT_DAMAGED, manifest.message)
+    return None
+
+
+def examined(reader: Reader, found: Iterable[Image], damaged: list[Damaged]) -> Iterator[Image]:
+    """Yield whole images as they come, and add the others to ``damaged``."""
+    for one in found:
+        if (fault := damage(reader, one)) is not None:
+            damaged.append(fault)
+        else:
+            yield one
 
 
 def find(reader: DirectoryReader, text: str) -> tuple[str, Digest]:
@@ -200,11 +217,16 @@ def space_of(reader: RevisionReader) -> Space:
     count = logical = loose = 0
     needed: dict[Digest, int] = {}
     only: dict[Digest, int] = {}
+    damaged: list[Damaged] = []
     for repository in repositories(reader):
         reached: set[Digest] = set()
         for tag in reader.tags(repository):
             with contextlib.suppress(ManifestUnknown):  # a tag that leads nowhere
                 one = image(reader, repository, reader.tag(repository, tag), f"{repository}:{tag}")
+                if (fault := damage(reader, one)) is not None:
+                    damaged.append(fault)
+                    reached.update(one.manifests)
+                    continue
                 count += 1
                 logical += one.size
                 needed.update(one.blobs)
@@ -217,4 +239,4 @@ def space_of(reader: RevisionReader) -> Space:
                     only.update(found.blobs)
     only = {digest: size for digest, size in only.items() if digest not in needed}
     stored = sum(needed.values())
-    return Space(count, logical, stored, loose, sum(only.values()), 0, ())
+    return Space(count, logical, stored, loose, sum(only.values()), 0, tuple(damaged))

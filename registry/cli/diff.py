@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +13,7 @@ import click
 from mayfly.registry.cli.bundle_or_url import looking_at
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.options import as_json, print_json
+from mayfly.registry.cli.store import name_damaged
 from mayfly.registry.text import echo
 from mayfly.storage.errors import ContentCorrupt, ManifestUnknown, StorageError
 from mayfly.storage.reference import split_stored
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from mayfly.storage.filetree.tree import Change, File, Tree
     from mayfly.storage.images import Image, Stack
     from mayfly.storage.interface import Reader
+    from mayfly.storage.survey import Damaged
 
 _WASTED_SHOWN = 20
 _SIGNS = {"added": "+", "changed": "~", "deleted": "-"}
@@ -33,26 +36,30 @@ _SIGNS = {"added": "+", "changed": "~", "deleted": "-"}
 @click.option("--files", is_flag=True, help="Compare the file trees of changed images, too.")
 @click.option("--image", "only", multiple=True, help="Compare this image alone. Repeatable.")
 @as_json
-def command(old: str, new: str, files: bool, only: tuple[str, ...], json: bool) -> None:
+@click.pass_context
+def command(
+    ctx: click.Context, old: str, new: str, files: bool, only: tuple[str, ...], json: bool
+) -> None:
     """Compare the images of two bundles, stores or registries (URL).
 
     Shown are added (+), changed (~) and removed (-) images, and what a node that has A fetches for
-    B.
+    B. Exit 4 if images are damaged; these are named and not compared.
     """
     with looking_at([old], Path()) as a, looking_at([new], Path()) as b:
         known: set[Digest] = set()
         fetch: dict[Digest, int] = {}
         olds, news = {}, {}
-        for name, image in _images(a.reader, only):
+        damaged: list[Damaged] = []
+        for name, image in _images(a.reader, only, damaged):
             olds[name] = _side(image, known)
             known.update(image.blobs)
-        for name, image in _images(b.reader, only):
+        for name, image in _images(b.reader, only, damaged):
             news[name] = _side(image, known)
             fetch.update((d, size) for d, size in image.blobs.items() if d not in known)
         for text in only:
-            if text not in olds and text not in news:
+            if text not in olds and text not in news and not damaged:
                 raise ManifestUnknown(f"no image {text} in A or B")
-        names = sorted(olds.keys() | news.keys())
+        names = sorted((olds.keys() | news.keys()) - {one.name for one in damaged})
         pairs = [(name, olds.get(name), news.get(name)) for name in names]
         differing = [
             (name, one, other)
@@ -65,14 +72,16 @@ def command(old: str, new: str, files: bool, only: tuple[str, ...], json: bool) 
 
         if json:
             rows = (_row(*each, changes(*each[1:])) for each in differing)
-            print_json({"images": rows, "fetch": sum(fetch.values())})
-            return
-        for name, one, other in differing:
-            _show(_row(name, one, other, None))
-            for platform, change in changes(one, other) or ():
-                _show_change(platform, change)
-    differ = counted(len(differing), "image differs", "images differ")
-    echo(f"{differ}, {format_size(sum(fetch.values()))} to fetch for B")
+            named = [asdict(one) for one in damaged]
+            print_json({"images": rows, "fetch": sum(fetch.values()), "damaged": named})
+        else:
+            for name, one, other in differing:
+                _show(_row(name, one, other, None))
+                for platform, change in changes(one, other) or ():
+                    _show_change(platform, change)
+            differ = counted(len(differing), "image differs", "images differ")
+            echo(f"{differ}, {format_size(sum(fetch.values()))} to fetch for B")
+    name_damaged(ctx, damaged, json, mend=False)
 
 
 class _Side(NamedTuple):
@@ -98,17 +107,22 @@ def _side(image: Image, known: set[Digest]) -> _Side:
     return _Side(image.name, image.digest, image.size, sum(new), len(new))
 
 
-def _images(reader: Reader, only: tuple[str, ...]) -> Iterator[tuple[str, Image]]:
+def _images(
+    reader: Reader, only: tuple[str, ...], damaged: list[Damaged]
+) -> Iterator[tuple[str, Image]]:
     """Yield images with the name to compare them by; with ``only``, those of these names."""
     from mayfly.storage.images import image, images, resolve
+    from mayfly.storage.survey import examined
 
     if not only:
-        for one in images(reader):
+        for one in examined(reader, images(reader), damaged):
             yield one.name, one
     for text in only:
         with contextlib.suppress(ManifestUnknown):
             repository, digest = resolve(reader, text)
-            yield text, image(reader, repository, digest, f"{repository}@{digest}")
+            found = image(reader, repository, digest, f"{repository}@{digest}")
+            for one in examined(reader, [found], damaged):
+                yield text, one
 
 
 def _row(

@@ -75,7 +75,7 @@ def ls(
                 yield one
 
     _print_images(reader, images(), json, damaged=(asdict(one) for one in damaged))
-    name_damaged(ctx, damaged, json)
+    name_damaged(ctx, damaged, json, mend=True)
 
 
 def _print_images(reader: Reader, images: Iterator[Image], json: bool, **found: object) -> None:
@@ -130,32 +130,44 @@ def _list_sources(ctx: click.Context, sources: Sequence[str], root: Path, json: 
         BundleInvalid: a bundle cannot be read.
     """
     from mayfly.storage.images import images
+    from mayfly.storage.survey import examined
 
+    unreadable: list[Damaged] = []
+    listed = (asdict(one) for one in unreadable)
     with looking_at(sources, root) as looked:
-        found = images(looked.reader)
+        found = examined(looked.reader, images(looked.reader), unreadable)
         if looked.bundles is None:
-            _print_images(looked.reader, found, json, damaged=[])
+            _print_images(looked.reader, found, json, damaged=listed)
+            name_damaged(ctx, unreadable, json, mend=False)
             return
         opened = looked.bundles
         left_out = [*opened.left_out, *opened.lost_volumes(opened.has)]
         damaged = opened.damaged_names()
         facts = {"notices": opened.notices, "left_out": [*left_out, *damaged]}
         data = {name: [one.to_json() for one in several] for name, several in facts.items()}
-        _print_images(looked.reader, found, json, damaged=[], **data)
+        _print_images(looked.reader, found, json, damaged=listed, **data)
         for one in () if json else (*opened.notices, *left_out, *damaged):
             echo(one, err=True)
-    if left_out or damaged:
-        ctx.exit(Exit.BUNDLE if left_out else Exit.STORAGE)
+    if left_out:
+        ctx.exit(Exit.BUNDLE)
+    name_damaged(ctx, unreadable, json, mend=False)
+    if damaged:
+        ctx.exit(Exit.STORAGE)
 
 
-def name_damaged(ctx: click.Context, damaged: Sequence[Damaged], json: bool) -> None:
-    """Exit with 4 if images are damaged; name them on standard error, unless JSON has them."""
+def name_damaged(ctx: click.Context, damaged: Sequence[Damaged], json: bool, *, mend: bool) -> None:
+    """Exit with 4 if images are damaged; name them on standard error, unless JSON has them.
+
+    Args:
+        mend: whether they are in a store, where they can be mended.
+    """
     if not damaged:
         return
     if not json:
         for one in damaged:
             echo(f"{one.name}: {one.detail}", err=True)
-        echo("mend it with mayfly verify --repair, or push it again", err=True)
+        if mend:
+            echo("mend it with mayfly verify --repair, or push it again", err=True)
     ctx.exit(Exit.STORAGE)
 
 
@@ -215,7 +227,7 @@ def _inspect(ctx: click.Context, looked: Looked, image: str, files: bool, json: 
         for one in makers:
             echo(one, err=True)
     damaged = [Damaged(name, Code.BLOBS_MISSING, f"{one} is gone or damaged") for one in lacking]
-    name_damaged(ctx, damaged, json)
+    name_damaged(ctx, damaged, json, mend=looked.store is not None)
 
 
 def _show_stacks(name: str, digest: Digest, found: Sequence[Stack]) -> None:
@@ -269,7 +281,7 @@ def du(ctx: click.Context, sources: tuple[str, ...], root: Path, json: bool) -> 
             )
         if found.unused_size:
             echo(f"{format_size(found.unused_size)} more that no manifest needs (gc frees it)")
-    name_damaged(ctx, found.damaged, json)
+    name_damaged(ctx, found.damaged, json, mend=not sources)
 
 
 @click.command(cls=Command)

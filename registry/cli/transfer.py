@@ -236,7 +236,7 @@ def export(
             f"{output}: {counted(len(chosen), 'image')}, {carried}, "
             f"{format_size(planned.size)}, {format_size(planned.left_out)} left out"
         )
-    name_damaged(ctx, damaged, json)
+    name_damaged(ctx, damaged, json, mend=True)
 
 
 def _without(chosen: list[Carried], error: ContentCorrupt, damaged: list[Damaged]) -> list[Carried]:

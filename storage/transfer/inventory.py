@@ -12,17 +12,18 @@ is a hash of everything below it, to be compared by voice.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mayfly.storage import digest as digests
+from mayfly.storage.bundle.diagnostics import Code
 from mayfly.storage.digest import Digest
-from mayfly.storage.errors import StorageError
+from mayfly.storage.errors import ContentCorrupt, ManifestUnknown, StorageError
 from mayfly.storage.interface import RevisionReader
 from mayfly.storage.reading import find_blob, load, repositories
 from mayfly.storage.reference import check_repository
+from mayfly.storage.survey import Damaged
 
 HEADER = "mayfly inventory 1"
 _CHECK = "check "
@@ -38,9 +39,11 @@ class Inventory:
 
     Attributes:
         blobs: by repository, the blobs that are whole there.
+        damaged: manifests that cannot be read, so that their blobs are not counted.
     """
 
     blobs: Mapping[str, frozenset[Digest]]
+    damaged: tuple[Damaged, ...] = ()
 
     def has(self, repository: str, digest: Digest) -> bool:
         """Whether the target has a blob in a repository."""
@@ -72,16 +75,29 @@ class Inventory:
 def of(reader: RevisionReader) -> Inventory:
     """Return the inventory of a store, of bundles or of a registry: the blobs of all manifests."""
     blobs: dict[str, frozenset[Digest]] = {}
+    damaged: list[Damaged] = []
     for repository in repositories(reader):
         held: set[Digest] = set()
         for revision in reader.revisions(repository):
-            with contextlib.suppress(StorageError):  # it is damaged: none of it is counted on
-                for blob in load(reader, repository, revision).blobs:
-                    if blob.digest not in held and find_blob(reader, repository, blob.digest):
-                        held.add(blob.digest)
+            name = f"{repository}@{revision}"
+            try:
+                manifest = load(reader, repository, revision)
+            except ContentCorrupt as error:
+                damaged.append(Damaged(name, Code.CONTENT_DAMAGED, error.message))
+                continue
+            except ManifestUnknown:
+                if revision in reader.revisions(repository):  # else it was deleted meanwhile
+                    reason = "the manifest is gone or damaged"
+                    damaged.append(Damaged(name, Code.MANIFEST_MISSING, reason))
+                continue
+            except StorageError:  # odd, as it was pushed: what it names is not known
+                continue
+            for blob in manifest.blobs:
+                if blob.digest not in held and find_blob(reader, repository, blob.digest):
+                    held.add(blob.digest)
         if held:
             blobs[repository] = frozenset(held)
-    return Inventory(blobs)
+    return Inventory(blobs, tuple(damaged))
 
 
 def read(data: bytes) -> Inventory:

@@ -161,6 +161,7 @@ def test_commands_over_the_whole(writer: str, tmp_path: Path) -> None:
     for arguments in (
         ("ls", "--all"),
         ("du",),
+        ("inventory",),
         ("export", "--all", "-o", tmp_path / "all.tar"),
         ("gc", "--dry-run"),
         ("gc", "--untagged", "--dry-run"),
@@ -173,6 +174,21 @@ def test_commands_over_the_whole(writer: str, tmp_path: Path) -> None:
     # What was exported is a good bundle: every image of it can be had from it.
     code, output, errors = mayfly("import", tmp_path / "all.tar", "--root", tmp_path / "copy")
     assert code in (0, 5), errors
+
+
+def test_commands_over_a_bundle(writer: str, tmp_path: Path) -> None:
+    """The same of commands that look at it as a bundle, or compare it with a good one."""
+    root, good = tmp_path / "root", tmp_path / "good"
+    build(root, recorded=writer == "mayfly")
+    build(good, recorded=False, damaged=False)
+    for arguments in (("ls", root), ("du", root), ("inventory", root), ("diff", good, root)):
+        code, output, errors = mayfly(*arguments)
+        assert code == 4, (arguments, output, errors)
+        named = [line for line in errors.splitlines() if "odd/manifest-zeros" in line]
+        assert len(named) == 1, (arguments, errors)
+        assert "odd/whole" not in errors
+        assert "--repair" not in errors.splitlines()[-1]
+        assert "odd/manifest-zeros" not in output or arguments[0] == "inventory"
 
 
 def test_repair(writer: str, tmp_path: Path) -> None:
