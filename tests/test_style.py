@@ -7,6 +7,7 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -290,3 +291,27 @@ def test_texts_are_read() -> None:
     assert len(list(_pages())) > 20
     assert len(list(_docstrings())) > 1000
     assert len({where.partition(":")[0] for where, _ in _remarks()}) > 500
+
+
+_NOUNS = "blobs bundles bytes events files images layers nodes repositories requests tags volumes"
+_PLURAL = re.compile(rf" (?:{_NOUNS.replace(' ', '|')})\b")
+_NEVER_ONE = re.compile(r"\b_?[A-Z][A-Z_]+$|(?i:max|most|total|size|moved|received|limit)")
+"""Names of limits, and of amounts of bytes."""
+
+
+def test_no_number_has_a_plural_of_its_own() -> None:
+    """No text of the code puts a plural behind a number: `counted` does."""
+    found: list[str] = []
+    for path in sorted(
+        one for top in ("registry", "storage") for one in (REPO / top).rglob("*.py")
+    ):
+        for node in ast.walk(ast.parse(path.read_text())):
+            for number, text in pairwise(node.values if isinstance(node, ast.JoinedStr) else ()):
+                if (
+                    isinstance(number, ast.FormattedValue)
+                    and isinstance(text, ast.Constant)
+                    and _PLURAL.match(str(text.value))
+                    and not _NEVER_ONE.search(shown := ast.unparse(number.value))
+                ):
+                    found.append(f"{path.relative_to(REPO)}: {shown}{text.value!r}")
+    assert found == [], "put number and noun together by counted of storage/text.py"

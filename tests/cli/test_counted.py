@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -52,30 +50,6 @@ def test_the_pattern_finds_what_it_is_for() -> None:
         with pytest.raises(AssertionError):
             check(text)
     check("1 image", "11 images", "1s", "1 is left", "for 1h 1m 1s")
-
-
-_NOUNS = "blobs bundles bytes events files images layers nodes repositories requests tags volumes"
-_PLURAL = re.compile(rf" (?:{_NOUNS.replace(' ', '|')})\b")
-_NEVER_ONE = re.compile(r"\b_?[A-Z][A-Z_]+$|(?i:max|most|total|size|moved|received|limit)")
-"""Names of limits, and of amounts of bytes."""
-
-
-def test_no_number_has_a_plural_of_its_own() -> None:
-    """No text of the code puts a plural behind a number: `counted` does."""
-    found = []
-    for path in sorted(
-        one for top in ("registry", "storage") for one in (REPO / top).rglob("*.py")
-    ):
-        for node in ast.walk(ast.parse(path.read_text())):
-            for number, text in pairwise(node.values if isinstance(node, ast.JoinedStr) else ()):
-                if (
-                    isinstance(number, ast.FormattedValue)
-                    and isinstance(text, ast.Constant)
-                    and _PLURAL.match(str(text.value))
-                    and not _NEVER_ONE.search(shown := ast.unparse(number.value))
-                ):
-                    found.append(f"{path.relative_to(REPO)}: {shown}{text.value!r}")
-    assert found == []
 
 
 def _said(done: subprocess.CompletedProcess[str]) -> str:
