@@ -13,7 +13,7 @@ from mayfly.storage.text import counted, counted_of
 from tests.bundle.builders import Layout
 from tests.support.commands import environment, mayfly
 from tests.support.images import digest_of
-from tests.support.process import PATIENCE, REPO, Mayfly
+from tests.support.process import PATIENCE, Mayfly
 
 IMAGE = "quay.io/team/app:1"
 NOWHERE = "127.0.0.1:1/team/none:1"
