@@ -181,7 +181,8 @@ class _Seen:
             listed("serviceaccounts", "--all-namespaces"),
         )
         self.cluster = None if nodes is None else [cluster_node(one) for one in nodes]
-        self.machines = {text(one, "metadata", "name"): one for one in nodes or ()}
+        if nodes is not None:
+            self.machines = {text(one, "metadata", "name"): one for one in nodes}
         self.holders = [one for one in workloads or () if is_holder(one)]
         others = (one for one in workloads or () if not is_holder(one))
         uses = [*uses_of(others, accounts_of(accounts or ()))]
@@ -265,7 +266,11 @@ class _Seen:
         for view, images in unpinned:
             if view.cluster is None or view.images is None:
                 continue  # whether it holds an image could not be told
-            facts = read_node(self.machines[view.name])
+            machine = self.machines.get(view.name)
+            if machine is None:  # it has left since it was looked at
+                self.unseen.append(Unseen(Gap.NODE, view.name, TEXTS[Cause.NO_NODE][0]))
+                continue
+            facts = read_node(machine)
             if (problem := problem_of(facts)) is not None:
                 assert problem.cause is not None
                 texts = (TEXTS[problem.cause][0], problem.detail)

@@ -276,6 +276,47 @@ def test_hold(upgrade: Upgrade, tmp_path: Path) -> None:
     assert (code, "add --via ssh or kubernetes" in err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("then", "codes", "is_held"),
+    [
+        (
+            'cp "$RECORDED/node-2-alone.json" "$RECORDED/nodes.json"',
+            {("not_pinned", "node-1"), ("node", "node-1")},
+            False,
+        ),
+        ('echo "Error from server (Timeout): busy" >&2; exit 1', {("no_cluster", "cluster")}, True),
+    ],
+    ids=["without-the-node", "without-answer"],
+)
+def test_nodes_that_are_read_again_before_hold(
+    upgrade: Upgrade, tmp_path: Path, then: str, codes: set[tuple[str, str]], is_held: bool
+) -> None:
+    """The second list may lack a node that images are to be held on, or there is none."""
+    shown = _cluster_of(upgrade, tmp_path, [])
+    nodes = json.loads((tmp_path / "nodes.json").read_text())
+    nodes["items"] = [one for one in nodes["items"] if one["metadata"]["name"] == "node-2"]
+    (tmp_path / "node-2-alone.json").write_text(json.dumps(nodes))
+    (tmp_path / "holders.json").write_text('{"kind": "List", "items": []}')
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "kubectl").write_text(
+        f"""#!/bin/sh
+case $* in
+    get\\ nodes*) if [ -e "$RECORDED/once" ]; then {then}; fi; : >"$RECORDED/once" ;;
+esac
+exec "{upgrade.programs}/kubectl" "$@"
+"""
+    )
+    (programs / "kubectl").chmod(0o755)
+    shown |= {"STUB_STATE": str(tmp_path), "SHOWN": 's/"pinned": true/"pinned": false/g'}
+    path = f"{programs}:{upgrade.programs}:{os.environ['PATH']}"
+    code, found = upgrade.judged("--via", "ssh", "--hold", path=path, **shown)
+    seen = {(one["code"], one["node"] or "cluster") for one in found["unseen"]}
+    seen |= {(one["code"], name) for one in found["findings"] for name in one["nodes"]}
+    assert (code, codes <= seen) == (3, True), seen
+    assert (tmp_path / "objects").exists() is is_held
+
+
 def test_pods_that_may_not_be_made(upgrade: Upgrade) -> None:
     """It is a gap."""
     code, found = upgrade.judged("--via", "kubernetes", DENIED="create ")
