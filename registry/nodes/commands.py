@@ -140,10 +140,11 @@ mayfly_put() ( # MODE SHA256 FILE: write standard input to FILE, and note that f
         [ ! -e "$one" ] || noted=$noted$(cat "$one")$line || exit
     done
     case $noted in *" $3$line"*|*"\\"$3\\""*) known=yes ;; esac
-    if [ "$known" = yes ] && [ -f "$3" ] && ! cmp -s "$3" "$before" 2>/dev/null; then
-        sum=$(sha256sum <"$3") sum=${{sum%% *}}
+    if [ "$known" = yes ] && [ -f "$3" ]; then
+        sum=$(sha256sum <"$3") || exit
+        [ ! -f "$before" ] || noted=$noted$(sha256sum <"$before") || exit
         case $noted in
-            *"$sum"*) ;;
+            *"${{sum%% *}}"*) ;;
             *)
                 echo "$3: somebody has changed it since: save what you want of it, remove" \\
                     "it, and paste again; nothing was written there" >&2

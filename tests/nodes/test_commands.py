@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,6 +204,44 @@ def test_a_way_back_that_is_killed(tmp_path: Path, root: Path, ca_pem: bytes, wa
             paste(_back(text), root)
         assert snapshot(root) == before, f"killed at change {at}"
         paste(text, root)
+
+
+_FEW = (
+    "awk",
+    "cat",
+    "chmod",
+    "cp",
+    "grep",
+    "mkdir",
+    "mv",
+    "rm",
+    "rmdir",
+    "sed",
+    "sha256sum",
+    "sort",
+)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_they_need_few_programs(tmp_path: Path, root: Path, ca_pem: bytes, shell: str) -> None:
+    """Also where an earlier paste was killed before it replaced a file that was there."""
+    need(SHELLS[shell][0])
+    target = parse(HOST, ca_pem, ["quay.io"])
+    for file in make_plan("containerd", target, EmptyNode()).files:
+        mine = root / file.path.lstrip("/")
+        mine.parent.mkdir(parents=True, exist_ok=True)
+        mine.write_text("# mine\n")
+        os.utime(mine, (1, 1))  # busybox sets times of whole seconds only
+    before = snapshot(root)
+    text, few = node_commands(target, ["containerd"]), tmp_path / "few"
+    break_off(text, root, tmp_path / "killing")
+    few.mkdir()
+    for name in (SHELLS[shell][0], *_FEW):
+        (few / name).symlink_to(str(shutil.which(name)))
+    for commands in (text, _back(text)):
+        done = paste(commands, root, shell=[*SHELLS[shell], "-eu"], PATH=str(few))
+        assert done.stderr == b""
+    assert snapshot(root) == before
 
 
 def test_a_file_that_looks_like_a_copy(root: Path, ca_pem: bytes) -> None:
