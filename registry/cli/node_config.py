@@ -280,7 +280,8 @@ def apply(runtime: Runtime, root_dir: Path, as_json: bool, force: bool, **regist
     from mayfly.registry.nodes.journal import NodeConfig
 
     with node_errors():
-        plan, actions = NodeConfig(root_dir, runtime).apply(read_target(**registry), force=force)
+        node = NodeConfig(root_dir, runtime, _warn)
+        plan, actions = node.apply(read_target(**registry), force=force)
     notes = [note for note in plan.notes if as_json or _concerns(note, root_dir)]
     _print_actions(as_json, runtime, actions, plan.activate, notes)
 
@@ -294,7 +295,7 @@ def revert(runtime: Runtime, root_dir: Path, as_json: bool, force: bool) -> None
     from mayfly.registry.nodes.journal import NodeConfig
     from mayfly.registry.nodes.runtimes import notes_after_revert
 
-    config = NodeConfig(root_dir, runtime)
+    config = NodeConfig(root_dir, runtime, _warn)
     log_out = []
     with node_errors():
         actions = config.revert(force=force)
@@ -308,6 +309,10 @@ def revert(runtime: Runtime, root_dir: Path, as_json: bool, force: bool) -> None
     _print_actions(as_json, runtime, actions, log_out, notes)
     if log_out:
         sys.exit(Exit.INCOMPLETE)
+
+
+def _warn(message: str) -> None:
+    echo(f"mayfly: {message}", err=True)
 
 
 def _log_out(runtime: Runtime, host: str) -> bool:

@@ -91,15 +91,20 @@ def _way_back(runtime: Runtime, plan: Plan, login: str | None = None) -> Iterato
     if login is not None:
         yield f"#   {runtime} logout {login}"
     journal = f"{JOURNALS}/{runtime}"
-    # A file that refers to a CA is removed before the CA. A file that there was before is never
-    # removed, so all of this may be done again.
+    # A file that refers to a CA is removed before the CA. Where the copy of before is gone, the
+    # file is the restored one or, as its digest tells, still Mayfly's: only that one is removed,
+    # so all of this may be done again.
     yield f"""\
 #   list={journal}/{PASTED}
 #   awk '$1 == "F" && !seen[$3]++ {{ file[++n] = $3 }}
 #       END {{ while (n) print file[n--] }}' "$list" | while read -r file; do
 #           before=$file{BEFORE}; rm -f "${{file%/*}}/.${{file##*/}}.mayfly"
 #           if [ -e "$before" ] || [ -L "$before" ]; then mv -f "$before" "$file"
-#           elif ! grep -qxF "B $before" "$list"; then rm -f "$file"; fi; done
+#           elif ! grep -qxF "B $before" "$list"; then rm -f "$file"
+#           elif [ -f "$file" ] && [ ! -L "$file" ] && sum=$(sha256sum <"$file") &&
+#                   grep -qxF "F ${{sum%% *}} $file" "$list"; then
+#               echo "$before: this copy is gone, so $file is removed, not restored" >&2
+#               rm -f "$file"; fi; done
 #   sed -n 's/^B //p' "$list" | while read -r before; do
 #       file=${{before%{BEFORE}}}; rm -f "$before" "${{file%/*}}/.${{file##*/}}.mayfly"; done
 #   sed -n 's/^D //p' "$list" | sort -r | while read -r made; do

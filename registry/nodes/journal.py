@@ -32,7 +32,7 @@ removed meanwhile is not edited: there is nothing to lose.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -145,11 +145,17 @@ NOTHING = Journal({}, ())
 
 
 class NodeConfig:
-    """The configuration of one runtime, on the node whose file system begins at ``root``."""
+    """The configuration of one runtime, on the node whose file system begins at ``root``.
 
-    def __init__(self, root: Path, runtime: Runtime) -> None:
+    ``warn`` is called with a message for each file that cannot be restored any more.
+    """
+
+    def __init__(
+        self, root: Path, runtime: Runtime, warn: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._node_root = NodeRoot(root)
         self._runtime = runtime
+        self._warn = warn
         self._directory = self._node_root.real(f"{JOURNALS}/{runtime}")
         self._file = self._directory / "journal.json"
         self._pasted = self._directory / PASTED
@@ -249,7 +255,7 @@ class NodeConfig:
 
         The list is removed last, and the files of before are in the vault by then, so after a crash
         between two steps another call takes over the rest. Files that a paste did not finish are
-        removed.
+        removed. A file of Mayfly's whose copy of before is gone counts as one that is new.
 
         Raises:
             TrustError: the journal cannot be understood.
@@ -271,9 +277,15 @@ class NodeConfig:
             elif kind == "F" and path.startswith("/"):
                 litter |= self._litter(path)
                 entry = entries.get(path) or Entry(self._save(path + BEFORE), ())
-                is_noted = path in entries or f"B {path}{BEFORE}" not in lines
-                if entry.original.kind == "absent" and not is_noted:
-                    continue  # put back by the commands for that, which did not come to their end
+                is_copied = path not in entries and f"B {path}{BEFORE}" in lines
+                if is_copied and entry.original.kind == "absent":
+                    found = look(self._node_root.real(path))
+                    if found.kind != "file" or f"F {found.content} {path}" not in lines:
+                        continue  # restored already by a way back that was interrupted
+                    self._warn(
+                        f"{path}{BEFORE}: this copy of what was there before Mayfly is gone, so "
+                        f"revert removes {path} and cannot restore it"
+                    )
                 written = tuple(dict.fromkeys((*entry.written, digest)))
                 entries[path] = replace(entry, written=written)
         journal = Journal(entries, tuple(directories))

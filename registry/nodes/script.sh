@@ -361,9 +361,13 @@ take_over() {
             '')
                 look "$tree$path.before-mayfly"
                 if [ "$kind" = file ]; then save_original "$tree$path.before-mayfly"; fi
-                # Put back by the commands for that, which did not come to their end.
                 case "$kind$newline$pasted$newline" in
-                    absent*"${newline}B $path.before-mayfly$newline"*) continue ;;
+                    absent*"${newline}B $path.before-mayfly$newline"*)
+                        # Else restored already by a way back that was interrupted.
+                        is_pasted "$tree$path" || continue
+                        warn "$path.before-mayfly: this copy of what was there before Mayfly is \
+gone, so revert removes $path and cannot restore it"
+                        ;;
                 esac
                 entry="E$tab$path$tab$kind$tab$content$tab$mode$tab$uid$tab$gid$tab$mtime"
                 add_line "$work/old" "$entry$tab$xattrs$tab$digest "
@@ -375,6 +379,13 @@ take_over() {
     store_journal "$work/old"
     while IFS= read -r path; do remove_file "$tree$path"; done <"$work/before"
     remove_file "$journal/pasted"
+}
+
+# Whether a file is as pasted commands wrote it at $path.
+is_pasted() { # file
+    if [ -L "$1" ] || [ ! -f "$1" ]; then return 1; fi
+    found=$(sha_of "$1") || failed "$1"
+    case "$newline$pasted$newline" in *"${newline}F $found $path$newline"*) ;; *) return 1 ;; esac
 }
 
 # Add $digest to what was written at $path, in a file of lines.

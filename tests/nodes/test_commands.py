@@ -244,6 +244,60 @@ def test_they_need_few_programs(tmp_path: Path, root: Path, ca_pem: bytes, shell
     assert snapshot(root) == before
 
 
+def _half_taken_back(root: Path, ca_pem: bytes, lost: str) -> tuple[str, dict[str, object]]:
+    """Paste on a node, restore one of two files from its copy, and remove the copy of the other.
+
+    Returns:
+        The commands, and the node as it is once they are taken back.
+    """
+    text = _prepared(root, ca_pem)
+    before = snapshot(root)
+    paste(text, root)
+    for copy in root.rglob("*.before-mayfly"):
+        if copy.parent.name == lost:
+            copy.unlink()
+        else:
+            copy.rename(copy.with_name("hosts.toml"))
+    return text, {path: one for path, one in before.items() if f"{lost}/" not in path}
+
+
+_LOST = pytest.mark.parametrize("lost", ["quay.io", "ghcr.io"])
+
+
+@_LOST
+@pytest.mark.parametrize("verbs", [["revert"], ["apply", "revert"]])
+def test_revert_without_a_copy(root: Path, ca_pem: bytes, lost: str, verbs: list[str]) -> None:
+    """Mayfly's file is removed, and a warning names it; a file that was restored stays."""
+    _, after = _half_taken_back(root, ca_pem, lost)
+    warnings = []
+    for verb in verbs:
+        words = ["node-config", verb, "--runtime", "containerd", "--root-dir", str(root)]
+        if verb == "apply":
+            words += ["--registry", f"http://{HOST}", "--mirror", "docker.io"]
+        done = mayfly(*words)
+        assert done.returncode == 0, done.stderr
+        warnings += re.findall(r"^mayfly: (.*)$", done.stderr, re.MULTILINE)
+    file = f"/etc/containerd/certs.d/{lost}/hosts.toml"
+    assert warnings == [
+        f"{file}.before-mayfly: this copy of what was there before Mayfly is gone, so revert "
+        f"removes {file} and cannot restore it"
+    ]
+    assert snapshot(root) == after
+
+
+@_LOST
+@pytest.mark.parametrize("shell", SHELLS)
+def test_by_hand_without_a_copy(root: Path, ca_pem: bytes, lost: str, shell: str) -> None:
+    """As revert does."""
+    need(SHELLS[shell][0])
+    text, after = _half_taken_back(root, ca_pem, lost)
+    done = paste(_back(text), root, shell=[*SHELLS[shell], "-eu"])
+    file = f"{root}/etc/containerd/certs.d/{lost}/hosts.toml"
+    warning = f"{file}.before-mayfly: this copy is gone, so {file} is removed, not restored\n"
+    assert done.stderr.decode() == warning
+    assert snapshot(root) == after
+
+
 def test_a_file_that_looks_like_a_copy(root: Path, ca_pem: bytes) -> None:
     """It is somebody else's, so nothing takes its place, and it is never put back."""
     text = _prepared(root, ca_pem)

@@ -525,6 +525,31 @@ def test_revert_without_the_runtime_that_is_logged_in(node: Node, target: Target
     assert node.run(script, "revert").stderr == ""
 
 
+@pytest.mark.parametrize("verbs", [["revert"], ["apply", "revert"]])
+def test_revert_of_a_paste_without_a_copy(node: Node, target: Target, verbs: list[str]) -> None:
+    """Mayfly's file is removed, and a warning names it; a file that was restored stays."""
+    certs = node.root / "etc/containerd/certs.d"
+    for host in ("quay.io", "ghcr.io"):
+        (certs / host).mkdir(parents=True)
+        (certs / host / "hosts.toml").write_text("# mine\n")
+    before = node.look()
+    _paste(node, target, "containerd", "quay.io", "ghcr.io")
+    (certs / "quay.io/hosts.toml.before-mayfly").unlink()
+    (certs / "ghcr.io/hosts.toml.before-mayfly").rename(certs / "ghcr.io/hosts.toml")
+    warnings = []
+    for verb in verbs:
+        done = node.run(node.script(target, "containerd"), verb)
+        assert done.returncode == 0, done.stderr
+        warnings += [line for line in done.stderr.splitlines() if line.startswith("mayfly: ")]
+    file = "/etc/containerd/certs.d/quay.io/hosts.toml"
+    assert warnings == [
+        f"mayfly: {file}.before-mayfly: this copy of what was there before Mayfly is gone, so "
+        f"revert removes {file} and cannot restore it"
+    ]
+    del before[file.lstrip("/")]
+    assert node.look() == before
+
+
 def test_revert_of_a_paste_that_was_killed(dash: Node, target: Target) -> None:
     """At any change, and after commands that put it back were killed, too."""
     mine = dash.root / "etc/containerd/certs.d/quay.io/hosts.toml"
