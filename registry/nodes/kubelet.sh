@@ -29,11 +29,12 @@ is_root() { # directory of the process
     return 1
 }
 
-# Set kubelet to the directory of its process, and apart to those of processes with this name that
-# have other mounts than the node: a kubelet whose service has some of its own, or programs of pods.
-# Pods may start many of them, so the cheapest question comes first.
+# Set own to the directories of kubelet's processes, several while one only prints its version, and
+# apart to those of processes with this name that have other mounts than the node: a kubelet whose
+# service has some of its own, or programs of pods. Pods may start many of them, so the cheapest
+# question comes first.
 find_kubelet() {
-    kubelet=
+    own=
     apart=
     own_pid=$(own_namespace pid)
     own_mnt=$(own_namespace mnt)
@@ -42,7 +43,7 @@ find_kubelet() {
         # One of a pod has its own processes.
         [ "$(namespace_of "$one" pid)" = "${own_pid:--}" ] || continue
         if [ "$(namespace_of "$one" mnt)" = "${own_mnt:--}" ]; then
-            kubelet=${kubelet:-$one}
+            own="$own $one"
         else
             apart="$apart $one"
         fi
@@ -60,10 +61,9 @@ flag_of() { # directory of the process, name
         END { if (NR == 0) exit 1; print value }'
 }
 
-# Print the directory of a kubelet; the usual one, if its process is not known. 1 if it has ended.
+# Print the directory of a kubelet. 1 if it has ended.
 root_of() { # directory of the process
-    root=
-    if [ -n "$1" ]; then root=$(flag_of "$1" --root-dir) || return; fi
+    root=$(flag_of "$1" --root-dir) || return
     printf '%s' "${root:-/var/lib/kubelet}"
 }
 
@@ -75,18 +75,20 @@ listening() {
 
 tell_records() {
     listens=$(listening)
-    if [ -z "$kubelet$apart$listens" ] && ! has_kubelet; then
+    if [ -z "$own$apart$listens" ] && ! has_kubelet; then
         tell kubelet no
         return
     fi
     tell kubelet yes
     # One that is part of another program has no other sign, and any other directory may be its own.
-    [ -n "$kubelet$apart" ] || [ "$listens" = /var/lib/kubelet ] || return
-    directory=$(root_of "$kubelet") || return
-    # The node's kubelet may be one of these. Its directory has the same path for the runtime, which
+    [ -n "$own$apart" ] || [ "$listens" = /var/lib/kubelet ] || return
+    directory=
+    [ -n "$own" ] || directory=/var/lib/kubelet
+    # The node's kubelet may be any of these. Its directory has the same path for the runtime, which
     # mounts volumes of pods from it.
-    for one in $apart; do
-        other=$(root_of "$one") && [ "$other" = "$directory" ] || return
+    for one in $own $apart; do
+        other=$(root_of "$one") && [ "${directory:-$other}" = "$other" ] || return
+        directory=$other
     done
     directory=$tree$directory
     # A kubelet that keeps records makes it when it starts: without it, this one keeps none, or has
@@ -110,7 +112,7 @@ tell_records() {
 # kubelet, or of all that may be it.
 endpoint_of_flags() {
     found=
-    for one in ${kubelet:-$apart}; do
+    for one in ${own:-$apart}; do
         endpoint=$(flag_of "$one" --image-service-endpoint) || return
         endpoint=${endpoint:-$(flag_of "$one" --container-runtime-endpoint)}
         [ "${found:-$endpoint}" = "$endpoint" ] || return

@@ -20,6 +20,7 @@ from mayfly.registry.cluster.placement import cluster_node
 from mayfly.registry.nodes.kubectl import Kubectl, is_name
 from mayfly.registry.nodes.script import reading_script
 from mayfly.registry.nodes.target import Target
+from tests.nodes.test_script import SHELLS
 from tests.support.process import PATIENCE, need
 
 ASKED: list[tuple[str, ...]] = []
@@ -140,23 +141,28 @@ class Tree:
         (self.root / "proc/net/unix").write_text("".join(lines))
 
     def facts(self, endpoint: str = "", **variables: str) -> NodeFacts:
-        """What the script shows that knows an endpoint."""
+        """What the script shows that knows an endpoint, in each shell that it is for."""
         script = reading_script(Target("", tls=True), (), "kubelet.sh")
         assert "\ntree=''\n" in script
         script = script.replace("\ntree=''\n", f"\ntree='{self.root}'\n")
-        done = subprocess.run(
-            ["sh", "-s"],
-            input=f"kubelet_endpoint='{endpoint}'\n{script}".encode(),
-            env=os.environ | variables,
-            capture_output=True,
-            check=True,
-            timeout=120,
-        )
-        facts = NodeFacts()
-        for line in done.stdout.splitlines():
-            facts.take(line)
-        assert facts.complete
-        return facts
+        found: list[NodeFacts] = []
+        for shell in SHELLS.values():
+            need(shell[0])
+            done = subprocess.run(
+                [*shell, "-s"],
+                input=f"kubelet_endpoint='{endpoint}'\n{script}".encode(),
+                env=os.environ | variables,
+                capture_output=True,
+                check=True,
+                timeout=120,
+            )
+            facts = NodeFacts()
+            for line in done.stdout.splitlines():
+                facts.take(line)
+            assert facts.complete
+            found.append(facts)
+        assert all(one == found[0] for one in found), shell
+        return found[0]
 
 
 OTHER = "--root-dir=/data/kubelet"
@@ -198,6 +204,21 @@ def test_kubelet_with_mounts_of_its_own(tmp_path: Path, number: int) -> None:
     (tmp_path / f"proc/{number}/cmdline").write_text("kubelet\0--v=2\0")
     facts = node.facts()
     assert facts.records.keys() == {"stale"} and facts.has_records
+
+
+@pytest.mark.parametrize("number", [60, 80])
+def test_kubelet_beside_another_one(tmp_path: Path, number: int) -> None:
+    """One that prints its version, or the node's: with other directories, records are unseen."""
+    node = Tree(tmp_path)
+    node.process(number, "kubelet", "--version")
+    node.process(70, "kubelet", OTHER)
+    node.records("data/kubelet", "real")
+    node.records("var/lib/kubelet", "stale")
+    facts = node.facts()
+    assert (facts.has_kubelet, facts.has_records) == (True, False)
+    (tmp_path / f"proc/{number}/cmdline").write_text(f"kubelet\0{OTHER}\0")
+    facts = node.facts()
+    assert facts.records.keys() == {"real"} and facts.has_records
 
 
 @pytest.mark.parametrize(
@@ -317,6 +338,8 @@ esac
         ("", {60: ("2", "kubelet"), 70: ("2", "kubelet")}, ("kubelet", True)),
         # Nobody says which runtime it is.
         ("", {60: ("2", "kubelet"), 70: ("2", "other")}, ("docker", False)),
+        ("", {60: ("1", "other"), 70: ("1", "kubelet")}, ("docker", False)),
+        ("", {60: ("1", "kubelet"), 70: ("1", "")}, ("docker", False)),
         ("", {70: ("1", "")}, ("docker", False)),
         ("", {}, ("docker", False)),
     ],
