@@ -80,10 +80,13 @@ tell_records() {
         return
     fi
     tell kubelet yes
-    # One that is part of another program has no other sign, and any other directory may be its own.
-    [ -n "$own$apart" ] || [ "$listens" = /var/lib/kubelet ] || return
     directory=
-    [ -n "$own" ] || directory=/var/lib/kubelet
+    if [ -z "$own" ]; then
+        # One that is part of another program has no other sign than where it listens, and any other
+        # directory may be its own. Programs of pods are no sign that there is no such kubelet.
+        directory=/var/lib/kubelet
+        [ "$listens" = "$directory" ] || { [ -n "$apart" ] && [ -z "$listens" ]; } || return
+    fi
     # The node's kubelet may be any of these. Its directory has the same path for the runtime, which
     # mounts volumes of pods from it.
     for one in $own $apart; do

@@ -204,6 +204,9 @@ def test_kubelet_with_mounts_of_its_own(tmp_path: Path, number: int) -> None:
     (tmp_path / f"proc/{number}/cmdline").write_text("kubelet\0--v=2\0")
     facts = node.facts()
     assert facts.records.keys() == {"stale"} and facts.has_records
+    # There is none but this, in the usual directory.
+    (tmp_path / "proc/70/comm").write_text("other\n")
+    assert node.facts().has_records
 
 
 @pytest.mark.parametrize("number", [60, 80])
@@ -264,6 +267,7 @@ def test_kubelet_within_another_program(tmp_path: Path) -> None:
     assert not node.facts().has_records
 
 
+@pytest.mark.parametrize("is_alone", [True, False])
 @pytest.mark.parametrize(
     ("directories", "counts"),
     [
@@ -277,11 +281,16 @@ def test_kubelet_within_another_program(tmp_path: Path) -> None:
     ids=str,
 )
 def test_kubelet_that_only_its_socket_shows(
-    tmp_path: Path, directories: tuple[str, ...], counts: bool
+    tmp_path: Path, directories: tuple[str, ...], counts: bool, is_alone: bool
 ) -> None:
-    """As that of MicroK8s, whose files are elsewhere: records count if it listens beside them."""
+    """As that of MicroK8s, whose files are elsewhere: records count if it listens beside them.
+
+    A process of a pod that has the name of kubelet changes nothing.
+    """
     node = Tree(tmp_path)
     node.sockets(*directories)
+    if not is_alone:
+        node.process(70, "kubelet", mounts="2")
     facts = node.facts()
     assert (facts.has_kubelet, facts.has_records) == (True, False)
     node.records("var/lib/kubelet", "a")
