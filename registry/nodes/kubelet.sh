@@ -114,11 +114,13 @@ tell_records() {
 # Print the endpoint by which a kubelet manages images, where flags name it: those of the node's
 # kubelet, or of all that may be it.
 endpoint_of_flags() {
+    first=yes
     found=
     for one in ${own:-$apart}; do
         endpoint=$(flag_of "$one" --image-service-endpoint) || return
         endpoint=${endpoint:-$(flag_of "$one" --container-runtime-endpoint)}
-        [ "${found:-$endpoint}" = "$endpoint" ] || return
+        [ "$first" = yes ] || [ "$found" = "$endpoint" ] || return
+        first=no
         found=$endpoint
     done
     printf '%s' "${found#unix://}"

@@ -347,6 +347,8 @@ esac
         ("", {60: ("2", "kubelet"), 70: ("2", "kubelet")}, ("kubelet", True)),
         # Nobody says which runtime it is.
         ("", {60: ("2", "kubelet"), 70: ("2", "other")}, ("docker", False)),
+        ("", {60: ("2", ""), 70: ("2", "other")}, ("docker", False)),
+        ("", {60: ("1", ""), 70: ("1", "other")}, ("docker", False)),
         ("", {60: ("1", "other"), 70: ("1", "kubelet")}, ("docker", False)),
         ("", {60: ("1", "kubelet"), 70: ("1", "")}, ("docker", False)),
         ("", {70: ("1", "")}, ("docker", False)),
