@@ -383,7 +383,7 @@ class _Seen:
             detail = f"{_OTHER_MACHINE} {one.name}: {facts.boot} is not its boot ID"
             self.unseen.append(Unseen(Gap.NODE, name, detail))
             return None
-        # Of no other runtime, also of this kind, than that of its kubelet.
+        # Images of another runtime, even one of the same kind, do not count.
         if not facts.is_of_kubelet or facts.runtime != one.runtime.partition("://")[0]:
             facts.images = None
         return facts

@@ -50,7 +50,8 @@ find_kubelet() {
     done
 } 2>/dev/null
 
-# Print the last value of a flag of a process, which a program obeys; it takes _ for -.
+# Print the value of a process's flag: of several the last one counts, and `_` is the same as `-`, as
+# in kubelet.
 flag_of() { # directory of the process, name
     tr '\0' '\n' <"$1/cmdline" | awk -v flag="$2" '
         wanted { value = $0; wanted = 0; next }
