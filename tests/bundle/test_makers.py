@@ -159,7 +159,7 @@ def test_commands(maker: Maker, paths: list[Path], tmp_path: Path) -> None:
     if len(paths) == 1:
         done = mayfly("diff", "--json", paths[0], exported)
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout) == {"images": [], "fetch": 0}
+        assert json.loads(done.stdout) == {"images": [], "fetch": 0, "damaged": []}
 
 
 def _flip(data: bytes) -> bytes:

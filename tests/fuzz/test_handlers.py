@@ -115,7 +115,7 @@ def _context(names: list[str], shown: frozenset[str]) -> Any:
     store = SimpleNamespace(tags=lambda repository: names, repositories=repositories)
     everything = [NameRange("", is_prefix=True)]
     caller = SimpleNamespace(can_list=shown.__contains__, readable=lambda *, listing: everything)
-    return SimpleNamespace(store=store, caller=caller, client="client")
+    return SimpleNamespace(store=store, caller=caller, asker="client")
 
 
 async def _pages(handler: Any, context: Any, key: str, target: str) -> list[list[str]]:
