@@ -93,13 +93,16 @@ def _way_back(runtime: Runtime, plan: Plan, login: str | None = None) -> Iterato
     journal = f"{JOURNALS}/{runtime}"
     # A file that refers to a CA is removed before the CA. Where the copy of before is gone, the
     # file is the restored one or, as its digest tells, still Mayfly's: only that one is removed,
-    # so all of this may be done again.
+    # so all of this may be done again. The originals of what is in journal.json are beside that,
+    # and revert needs the list to know such a file for Mayfly's.
     yield f"""\
 #   list={journal}/{PASTED}
 #   awk '$1 == "F" && !seen[$3]++ {{ file[++n] = $3 }}
 #       END {{ while (n) print file[n--] }}' "$list" | while read -r file; do
 #           before=$file{BEFORE}; rm -f "${{file%/*}}/.${{file##*/}}.mayfly"
-#           if [ -e "$before" ] || [ -L "$before" ]; then mv -f "$before" "$file"
+#           if grep -qsF "\\"$file\\"" {journal}/journal.json; then
+#               echo "$file stays: for it, mayfly node-config revert --runtime {runtime}" >&2
+#           elif [ -e "$before" ] || [ -L "$before" ]; then mv -f "$before" "$file"
 #           elif ! grep -qxF "B $before" "$list"; then rm -f "$file"
 #           elif [ -f "$file" ] && [ ! -L "$file" ] && sum=$(sha256sum <"$file") &&
 #                   grep -qxF "F ${{sum%% *}} $file" "$list"; then
@@ -109,7 +112,9 @@ def _way_back(runtime: Runtime, plan: Plan, login: str | None = None) -> Iterato
 #       file=${{before%{BEFORE}}}; rm -f "$before" "${{file%/*}}/.${{file##*/}}.mayfly"; done
 #   sed -n 's/^D //p' "$list" | sort -r | while read -r made; do
 #       [ ! -d "$made" ] || rmdir "$made"; done
-#   rm -f "$list" {journal}/{LOGINS}; rmdir {journal} {JOURNALS}"""
+#   rm -f {journal}/{LOGINS}; if [ -e {journal}/journal.json ]; then
+#       echo "for the rest: mayfly node-config revert --runtime {runtime}" >&2; false
+#   else rm -f "$list"; rmdir {journal} {JOURNALS}; fi"""
     for file in plan.files:
         if file.merged:
             yield f"#   and remove from {file.path} what was added"

@@ -343,6 +343,30 @@ def test_by_hand_after_apply(root: Path, ca_pem: bytes) -> None:
     assert snapshot(root) == before
 
 
+@pytest.mark.parametrize("shell", SHELLS)
+def test_by_hand_after_a_paste_over_what_was_applied(root: Path, ca_pem: bytes, shell: str) -> None:
+    """A file whose original is in the journal stays for revert, which is named; others do not."""
+    need(SHELLS[shell][0])
+    text, node = _prepared(root, ca_pem), NodeConfig(root, "containerd")
+    before = snapshot(root)
+    node.apply(parse(f"http://{HOST}", None, ["quay.io"]))
+    paste(text, root)
+    certs = root / "etc/containerd/certs.d"
+    pasted = (certs / "quay.io/hosts.toml").read_bytes()
+    for _ in range(2):
+        with pytest.raises(subprocess.CalledProcessError) as left:
+            paste(_back(text), root, shell=[*SHELLS[shell], "-eu"])
+        revert = "mayfly node-config revert --runtime containerd\n"
+        said = left.value.stderr.decode()
+        assert f"{certs}/quay.io/hosts.toml stays: for it, {revert}" in said
+        assert said.endswith(f"for the rest: {revert}")
+        assert "ghcr.io" not in said
+        assert (certs / "quay.io/hosts.toml").read_bytes() == pasted
+        assert (certs / "ghcr.io/hosts.toml").is_symlink()
+    node.revert()
+    assert snapshot(root) == before
+
+
 def test_a_paste_on_a_full_disk(tmp_path: Path, root: Path, ca_pem: bytes) -> None:
     """It fails, leaves no part of a file, and what was there stays, also in its copy."""
     mine = root / "etc/containerd/certs.d/quay.io/hosts.toml"
