@@ -114,13 +114,13 @@ def _interrupt(store: Maintainable | None, bundles: Bundles | None) -> None:
 
 
 async def _renew_certificate(renew: Callable[[], str | None]) -> None:
-    told = None
+    logged = None
     while True:
         await asyncio.sleep(_RENEW_CHECK_SECONDS)
         problem = await in_thread(renew)
-        if problem is not None and problem != told:
+        if problem is not None and problem != logged:
             logger.error("the server's certificate was not renewed: %s", problem)
-        told = problem
+        logged = problem
 
 
 async def _reload_certificates(security: Security) -> None:

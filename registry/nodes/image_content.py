@@ -120,11 +120,11 @@ def _size(reader: Reader, repository: str, digest: Digest, size: int | None) -> 
     except OSError:
         return LayerSize(content.size, ESTIMATED_RATIO * content.size)
     if begin == _GZIP:
-        told = int.from_bytes(end, "little")
+        unpacked = int.from_bytes(end, "little")
         # The size of the last member only, where there are several, and modulo 2^32.
-        if told < content.size or content.size * ESTIMATED_RATIO > _ISIZE_MODULO:
-            told = ESTIMATED_RATIO * content.size
-        return LayerSize(content.size, told)
+        if unpacked < content.size or content.size * ESTIMATED_RATIO > _ISIZE_MODULO:
+            unpacked = ESTIMATED_RATIO * content.size
+        return LayerSize(content.size, unpacked)
     if begin == b"\x28\xb5":  # zstd
         return LayerSize(content.size, ESTIMATED_RATIO * content.size)
     return LayerSize(content.size, content.size)

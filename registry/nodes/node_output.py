@@ -83,7 +83,7 @@ class NodeOutput:
     ) -> None:
         self._images = frozenset(images)
         self._on_image = on_image
-        self._told: set[tuple[str, str]] = set()
+        self._reported: set[tuple[str, str]] = set()
         self.answer: NodeAnswer | None = None
         self.reasons: dict[str, str] = {}
         self.unpinned: dict[str, str] = {}
@@ -105,10 +105,10 @@ class NodeOutput:
         found = _object(line)
         image, state = found.get("image"), found.get("state")
         if isinstance(image, str) and image in self._images and isinstance(state, str):
-            told = image, "pulled" if state == "pulled" else "failed"
-            if told not in self._told:
-                self._told.add(told)
-                self._on_image(*told)
+            reported = image, "pulled" if state == "pulled" else "failed"
+            if reported not in self._reported:
+                self._reported.add(reported)
+                self._on_image(*reported)
         elif "report" in found:
             self.answer = self._read_answer(found, line) or self.answer
 

@@ -98,10 +98,10 @@ class BlockingRegistry:
         self, repository: str, digest: Digest, upload: DirectoryUpload, size: int | None
     ) -> bool:
         try:
-            told = await self._registry.blob_size(repository, digest)
+            announced = await self._registry.blob_size(repository, digest)
         except NotThere:
             return await self._fetch_manifest(repository, digest, upload)
-        size = told if size is None else size
+        size = announced if size is None else size
         if size is None:
             raise ContentWrong(f"{self._registry.host}: {digest} has no length: it is not taken")
         at = 0

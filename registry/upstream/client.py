@@ -176,8 +176,8 @@ class Registry:
         headers = {"Accept": ACCEPT}
         response, body = await self._read(url, repository, where, headers, MAX_SIZE)
         media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
-        told = response.headers.get("Docker-Content-Digest")
-        wanted = reference if ":" in reference else told
+        announced = response.headers.get("Docker-Content-Digest")
+        wanted = reference if ":" in reference else announced
         try:
             digest = digests.parse(wanted) if wanted else digests.of(body)
         except StorageError as error:
@@ -573,11 +573,11 @@ def _may_ask(realm: str, registry: str) -> bool:
         return False
 
 
-def _lifetime(told: object) -> float:
+def _lifetime(expires_in: object) -> float:
     """Seconds that a token lives; 60 where the answer does not say (distribution's token spec)."""
-    if isinstance(told, bool) or not isinstance(told, int | float):
+    if isinstance(expires_in, bool) or not isinstance(expires_in, int | float):
         return 60.0
-    return float(max(60, min(told, 86400)))
+    return float(max(60, min(expires_in, 86400)))
 
 
 def let_go(response: aiohttp.ClientResponse) -> None:
@@ -601,18 +601,18 @@ def _skipped(response: aiohttp.ClientResponse, start: int, where: str) -> int:
     """How many bytes of an answer lie before ``start``: all of them where Range was ignored."""
     if response.status != 206:
         return start
-    told = re.fullmatch(r"bytes ([0-9]{1,19})-.*", response.headers.get("Content-Range", ""))
-    if told is None or int(told[1]) != start:
+    found = re.fullmatch(r"bytes ([0-9]{1,19})-.*", response.headers.get("Content-Range", ""))
+    if found is None or int(found[1]) != start:
         raise ContentWrong(f"{where}: asked from byte {start}, the answer is another part")
     return 0
 
 
 def _check_length(response: aiohttp.ClientResponse, size: int, where: str) -> None:
     """See that an answer, where it tells its length, has the one that is expected."""
-    told = response.content_length
-    if told is not None and told != size:
-        announced = counted(told, "byte")
-        raise ContentWrong(f"{where}: would be {announced} long, expected are {size}: not taken")
+    announced = response.content_length
+    if announced is not None and announced != size:
+        length = counted(announced, "byte")
+        raise ContentWrong(f"{where}: would be {length} long, expected are {size}: not taken")
 
 
 async def _pieces(response: aiohttp.ClientResponse, where: str) -> AsyncIterator[bytes]:

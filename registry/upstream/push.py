@@ -82,11 +82,11 @@ class PushRegistry(Registry):
             LoginRefused, ContentWrong, UpstreamError.
         """
         try:
-            told = await self.tag_digest(repository, tag)
+            announced = await self.tag_digest(repository, tag)
         except NotThere:
             return None
-        if told is not None:
-            return told
+        if announced is not None:
+            return announced
         found = await self.find_manifest(repository, tag)
         return None if found is None else found.digest
 

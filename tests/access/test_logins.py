@@ -24,7 +24,7 @@ from mayfly.registry.access.logins import (
     Logins,
 )
 from tests.auth.clock import Clock
-from tests.support.beside import settle
+from tests.support.beside import run_what_is_ready
 from tests.support.process import PATIENCE
 
 SECRET = hash_password("secret", 4)
@@ -92,7 +92,7 @@ async def test_login_storm_runs_one_bcrypt(desk: Desk, addresses: int) -> None:
         asyncio.create_task(desk.logins.authenticate("bob", "secret", str(number % addresses)))
         for number in range(200)
     ]
-    await settle(50)
+    await run_what_is_ready(50)
     desk.gate.set()
     assert {identity.name for identity in await asyncio.gather(*storm)} == {"bob"}
     assert desk.checked == [b"secret"]
@@ -108,7 +108,7 @@ async def test_login_storm_runs_one_bcrypt_with_threads_to_spare(
         asyncio.create_task(desk.logins.authenticate("bob", "secret", str(number)))
         for number in range(8)
     ]
-    await settle(50)
+    await run_what_is_ready(50)
     desk.gate.set()
     await asyncio.gather(*storm)
     desk.logins.close()
@@ -119,7 +119,7 @@ async def test_storm_of_one_wrong_password_runs_one_bcrypt(desk: Desk) -> None:
     """Two hundred pods with one stale Secret are refused after one bcrypt."""
     desk.gate.clear()
     storm = [desk.start("bob", "stale", str(number % 20)) for number in range(200)]
-    await settle(50)
+    await run_what_is_ready(50)
     desk.gate.set()
     await asyncio.gather(*storm)
     assert desk.checked == [b"stale"]
@@ -165,9 +165,9 @@ async def test_flood_from_one_address_holds_nobody_else_up(desk: Desk) -> None:
     """A login elsewhere waits for one bcrypt of the flood, not for all that came before."""
     desk.gate.clear()
     flood = [desk.start(f"user{number}", "x", "attacker") for number in range(300)]
-    await settle(50)
+    await run_what_is_ready(50)
     login = asyncio.create_task(desk.logins.authenticate("bob", "secret", "home"))
-    await settle(50)
+    await run_what_is_ready(50)
     desk.gate.set()
     await login
     assert desk.checked.index(b"secret") == 1
@@ -199,9 +199,9 @@ async def test_floods_hold_nobody_up(
     flood = [
         desk.start(name, f"x{number}", source) for number, (name, source) in enumerate(attempts)
     ]
-    await settle(50)
+    await run_what_is_ready(50)
     login = desk.login(user, address)
-    await settle(50)
+    await run_what_is_ready(50)
     desk.gate.set()
     await login
     assert desk.checked.index(b"secret") == 1
@@ -216,9 +216,9 @@ async def test_network_that_failed_waits_for_others(desk: Desk, again: str) -> N
     desk.checked.clear()
     desk.gate.clear()
     first = [desk.start("bob", "first", "busy")]
-    await settle(50)
+    await run_what_is_ready(50)
     late = [desk.start("alice", "clean", "2001:db8:0:1::1"), desk.start("eve", "failed", again)]
-    await settle(50)
+    await run_what_is_ready(50)
     desk.gate.set()
     await asyncio.gather(*first, *late)
     assert desk.checked == [b"first", b"clean", b"failed"]
@@ -234,11 +234,11 @@ async def test_who_logged_in_lately_has_a_lane(desk: Desk, monkeypatch: pytest.M
         desk.checked.clear()
         desk.gate.clear()
         flood = [desk.start("eve", f"first{since}", "elsewhere")]
-        await settle(50)
+        await run_what_is_ready(50)
         login = desk.login("bob", "nat")
-        await settle(50)
+        await run_what_is_ready(50)
         flood.append(desk.start("mallory", f"last{since}", "anywhere"))
-        await settle(50)
+        await run_what_is_ready(50)
         desk.gate.set()
         await asyncio.gather(login, *flood)
         assert desk.checked.index(b"secret") == place
@@ -266,13 +266,13 @@ async def test_all_that_waits_is_bounded(desk: Desk) -> None:
     """A bounded number waits, however many addresses; those that came first are told "busy"."""
     desk.gate.clear()
     checked = desk.start("bob", "first", "a")
-    await settle(50)
+    await run_what_is_ready(50)
     addresses = [f"198.51.{number // 200}.{number % 200}" for number in range(MAX_WAITING + 100)]
     flood = [
         asyncio.create_task(desk.logins.authenticate("bob", address, address))
         for address in addresses
     ]
-    await settle(50)
+    await run_what_is_ready(50)
     done = [number for number, task in enumerate(flood) if task.done()]
     assert done == list(range(101)), "the one that is being checked counts, and stays"
     assert not checked.done()
@@ -294,7 +294,7 @@ async def test_nobody_waits_for_ever(desk: Desk, monkeypatch: pytest.MonkeyPatch
         await desk.logins.authenticate("alice", "secret", "b")
     monkeypatch.setattr(logins_module, "MAX_WAIT", 60)
     login = desk.login("alice", "b")
-    await settle(50)
+    await run_what_is_ready(50)
     desk.gate.set()
     assert (await login).name == "alice"
 
@@ -307,9 +307,9 @@ async def test_guesses_are_not_told_apart_by_recall(desk: Desk) -> None:
     await desk.logins.authenticate("bob", "secret", "home")
     desk.gate.clear()
     guesses = [desk.start("bob", f"guess{number}", "attacker") for number in range(MAX_MISSES)]
-    await settle(50)
+    await run_what_is_ready(50)
     right = desk.login("bob", "attacker")
-    await settle(50)
+    await run_what_is_ready(50)
     assert not right.done()
     assert (await desk.logins.authenticate("bob", "secret", "home")).name == "bob"
     desk.gate.set()
@@ -328,7 +328,7 @@ async def test_what_may_wait_is_bounded(desk: Desk) -> None:
     desk.gate.clear()
     guesses = [desk.start("bob", f"guess{number}", "a") for number in range(40)]
     names = [desk.start(f"user{number}", "x", "b") for number in range(600)]
-    await settle(50)
+    await run_what_is_ready(50)
     assert sum(not task.done() for task in guesses) == MAX_WAITING_PER_PAIR
     assert sum(not task.done() for task in names) == MAX_WAITING_PER_NETWORK
     desk.gate.set()
@@ -342,7 +342,7 @@ async def test_cancelled_caller_leaves_others_alone(desk: Desk) -> None:
     first = asyncio.create_task(desk.logins.authenticate("bob", "secret", "a"))
     second = asyncio.create_task(desk.logins.authenticate("bob", "secret", "a"))
     other = asyncio.create_task(desk.logins.authenticate("bob", "secret", "b"))
-    await settle(50)
+    await run_what_is_ready(50)
     first.cancel()
     desk.gate.set()
     with pytest.raises(asyncio.CancelledError):
@@ -355,7 +355,7 @@ async def test_nobody_left_to_tell(desk: Desk, caplog: pytest.LogCaptureFixture)
     """A refusal that nobody waits for any more is not logged as an error."""
     desk.gate.clear()
     task = desk.start("bob", "wrong", "a")
-    await settle(50)
+    await run_what_is_ready(50)
     task.cancel()
     desk.gate.set()
     await asyncio.gather(task, return_exceptions=True)

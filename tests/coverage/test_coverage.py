@@ -22,7 +22,7 @@ from mayfly.registry.coverage.states import EMPTY_CONFIG, ResolvedImage, State
 from mayfly.registry.coverage.upgrade_lists import ListedImage, Nodes, parse_image
 from mayfly.registry.ending import EndKind
 from mayfly.storage.errors import BlobUnknown
-from tests.support.beside import counting_turns, settle
+from tests.support.beside import counting_turns, run_what_is_ready
 from tests.support.fakes import FakeClock, FakeStore, digest, prepare
 from tests.support.process import PATIENCE
 
@@ -492,7 +492,7 @@ async def test_condition_waits_for_a_transfer(upgrade: Upgrade) -> None:
         assert not task.done()
         sending.count(100)
     await upgrade.clock.tick(SETTLED_SECONDS + 1)
-    await settle()
+    await run_what_is_ready()
     assert task.done()
     assert (await task).text.endswith("not served by this registry: b (2)")
 

@@ -83,9 +83,9 @@ class Model:
         self.doubt = {}
         self.acknowledged += bool(applied)
         for key, value in applied:
-            self.settle(key, value, began)
+            self.run_what_is_ready(key, value, began)
 
-    def settle(self, key: Key, value: str | None, began: float) -> None:
+    def run_what_is_ready(self, key: Key, value: str | None, began: float) -> None:
         """A thing is known to be so."""
         self.known[key] = value
         if value is not None and key.kind == "blob":
@@ -180,7 +180,7 @@ class Race:
         last_began = max((began for began, _, _ in answered), default=float("-inf"))
         return {digest for _, ended, digest in self.writes if ended >= last_began}
 
-    def settle(self, digest: str) -> None:
+    def run_what_is_ready(self, digest: str) -> None:
         """The tag was seen to point at a manifest while nobody moved it."""
         now = time.monotonic()
         self.writes = [(now, now, digest)]

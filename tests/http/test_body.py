@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mayfly.registry.http.body import Body, allocate
 from mayfly.registry.http.errors import BodyIncomplete
 from tests.fuzz.budget import EXAMPLES
-from tests.support.beside import settle
+from tests.support.beside import run_what_is_ready
 from tests.support.wire import TIMEOUT, chunked
 
 
@@ -169,7 +169,7 @@ async def test_cut_body(length: int | None) -> None:
     body, _ = body_of(transport, length)
     buffer = allocate(4096)
     filling = asyncio.ensure_future(body.read_into(buffer))
-    await settle(2)  # the reader begins, the connection hands over
+    await run_what_is_ready(2)  # the reader begins, the connection hands over
     assert not transport.pieces
     body.fail()
     assert await filling == 3

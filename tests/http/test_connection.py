@@ -18,7 +18,7 @@ from mayfly.registry.http.framing import MAX_HEAD
 from mayfly.registry.http.request import HTTPRequest
 from mayfly.registry.http.response import Response
 from tests.fuzz.budget import EXAMPLES
-from tests.support.beside import settle
+from tests.support.beside import run_what_is_ready
 from tests.support.wire import TIMEOUT, chunked, message
 
 RECEIVED = 16 * 1024
@@ -126,7 +126,7 @@ async def connected(*pieces: bytes) -> AsyncIterator[tuple[Client, Echo]]:
             yield connection, echo
     finally:
         connection.close()
-        await settle(3)
+        await run_what_is_ready(3)
 
 
 LAST = message("GET", "/last")
@@ -199,7 +199,7 @@ async def test_no_more_is_received_than_can_be_used() -> None:
     for raw in (many, body, several + body):
         wait = message("GET", "/wait", close=False)
         async with connected(wait + raw, LAST) as (connection, echo):
-            await settle(100)
+            await run_what_is_ready(100)
             assert connection.taken <= 2 * RECEIVED
             echo.gate.set()
             await connection.closed.wait()
@@ -267,7 +267,7 @@ async def test_queue_behind_an_upgrade_is_bounded() -> None:
     raw = head + message("GET", "/get", close=False) * 6_000
     raw += message("PUT", "/put", b"x" * 3_000_000, close=False)
     async with connected(raw, LAST) as (connection, echo):
-        await settle(100)
+        await run_what_is_ready(100)
         assert connection.taken <= 2 * RECEIVED
         echo.gate.set()
         await connection.closed.wait()
@@ -375,7 +375,7 @@ async def test_expectation_is_read_where_it_stands() -> None:
     ):
         head += H + b"Content-Length: 4\r\n\r\n"
         async with connected(head) as (connection, echo):
-            await settle(10)
+            await run_what_is_ready(10)
             connection.pieces += [b"body", LAST]
             connection.resume_reading()
             await connection.closed.wait()

@@ -11,7 +11,7 @@ import pytest
 
 from mayfly.registry.http.receive import Receiver
 from tests.http.test_body import Greedy, body_of
-from tests.support.beside import settle
+from tests.support.beside import run_what_is_ready
 from tests.support.wire import TIMEOUT
 
 MIB = 1024 * 1024
@@ -58,9 +58,9 @@ async def test_a_cancelled_reader_leaves_no_write_behind() -> None:
     upload = Upload()
     running = _start(3 * MIB, upload, Receiver())
     await asyncio.to_thread(upload.begun.wait, TIMEOUT)
-    await settle(10)
+    await run_what_is_ready(10)
     running.cancel()
-    await settle(10)
+    await run_what_is_ready(10)
     assert not running.done()
     upload.gate.set()
     with pytest.raises(asyncio.CancelledError):

@@ -14,7 +14,7 @@ from mayfly.registry.http import connection
 from mayfly.registry.http.connection import Connection, Handler, HTTPServer
 from mayfly.registry.http.request import HTTPRequest
 from mayfly.registry.http.response import Response, render_head
-from tests.support.beside import settle
+from tests.support.beside import run_what_is_ready
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 OLD = b"GET / HTTP/1.0\r\n\r\n"
@@ -36,7 +36,7 @@ class Client(asyncio.Transport):
         """Send some bytes, and return what has come back some turns later."""
         self.connection.get_buffer(-1)[: len(data)] = data
         self.connection.buffer_updated(len(data))
-        await settle()
+        await run_what_is_ready()
         got, self.got = self.got, b""
         return got
 
@@ -256,7 +256,7 @@ async def test_cut_while_handling(turns: int) -> None:
     client = Client(handle)
     client.connection.get_buffer(-1)[: len(GET)] = GET
     client.connection.buffer_updated(len(GET))
-    await settle(turns)
+    await run_what_is_ready(turns)
     client.connection.cut()
     assert await client.send(b"") == b""
     assert ended == ["cancelled"]

@@ -18,7 +18,7 @@ from mayfly.registry.lifecycle.conditions import (
     MaxLifetime,
     combine,
 )
-from tests.support.beside import settle
+from tests.support.beside import run_what_is_ready
 from tests.support.fakes import FakeClock
 
 
@@ -36,7 +36,7 @@ def activity(clock: FakeClock) -> Activity:
 async def waiting(condition: Condition) -> AsyncIterator[asyncio.Task[EndReason]]:
     """A condition that is waited for while the block runs."""
     task = asyncio.create_task(condition.wait())
-    await settle()
+    await run_what_is_ready()
     yield task
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -119,10 +119,10 @@ async def test_waiting_for_idle_does_not_poll(clock: FakeClock, activity: Activi
         assert clock.sleeping == 0
         activity.begin()
         activity.pulled()
-        await settle()
+        await run_what_is_ready()
         assert clock.sleeping == 0
         activity.end()
-        await settle()
+        await run_what_is_ready()
         assert clock.sleeping == 1
 
 
@@ -171,7 +171,7 @@ async def test_all_of_gives_the_last() -> None:
     one, other = Latch(), Latch()
     both = asyncio.create_task(AllOf([one, other]).wait())
     other.set(EndReason(EndKind.COVERED, ""))
-    await settle()
+    await run_what_is_ready()
     assert not both.done()
     one.set(EndReason(EndKind.COMMAND, ""))
     assert (await both).kind is EndKind.COMMAND
@@ -219,7 +219,7 @@ async def test_run_ends_with_its_command() -> None:
     command = Latch()
     async with waiting(combine([Latch()], [], every=False, command=command)) as over:
         command.set(EndReason(EndKind.COMMAND, "", 0))
-        await settle()
+        await run_what_is_ready()
         assert (await over).kind is EndKind.COMMAND
 
 
@@ -228,10 +228,10 @@ async def test_run_waits_for_coverage_after_its_command() -> None:
     command, covered = Latch(), Latch()
     async with waiting(combine([], [covered], every=False, command=command)) as over:
         command.set(EndReason(EndKind.COMMAND, "", 0))
-        await settle()
+        await run_what_is_ready()
         assert not over.done()
         covered.set(EndReason(EndKind.COVERED, ""))
-        await settle()
+        await run_what_is_ready()
         assert (await over).kind is EndKind.COVERED
 
 
@@ -240,7 +240,7 @@ async def test_run_waits_for_its_command_after_coverage() -> None:
     command, covered = Latch(), Latch()
     async with waiting(combine([], [covered], every=False, command=command)) as over:
         covered.set(EndReason(EndKind.COVERED, ""))
-        await settle()
+        await run_what_is_ready()
         assert not over.done()
 
 
@@ -249,7 +249,7 @@ async def test_run_ends_at_once_when_its_command_fails() -> None:
     command, covered = Latch(), Latch()
     async with waiting(combine([], [covered], every=False, command=command)) as over:
         command.set(EndReason(EndKind.COMMAND, "", 7))
-        await settle()
+        await run_what_is_ready()
         assert (await over).exit_code == 7
 
 

@@ -15,7 +15,7 @@ from mayfly.registry.coverage.pulls import SETTLED_SECONDS, Pulls
 from mayfly.registry.ending import EndKind, EndReason, Latch
 from mayfly.registry.errors import Draining
 from mayfly.registry.lifecycle.drain import Drain, Drained
-from tests.support.beside import settle
+from tests.support.beside import run_what_is_ready
 from tests.support.fakes import FakeClock, FakeStore, digest
 
 REPO = "team/app"
@@ -168,7 +168,7 @@ async def test_waits_for_a_transfer(server: Server) -> None:
     await server.clock.tick(59)
     assert not drained.done()
     server.activity.end()
-    await settle()
+    await run_what_is_ready()
     assert await drained == Drained()
 
 
@@ -181,7 +181,7 @@ async def test_waits_for_the_next_blob(server: Server) -> None:
     server.activity.begin()
     await server.clock.tick(30)
     server.activity.end()
-    await settle()
+    await run_what_is_ready()
     assert await drained == Drained()
 
 
@@ -206,7 +206,7 @@ async def test_aborts_a_request_without_a_transfer(server: Server) -> None:
     """A request that is not a transfer is aborted too, and counted."""
     server.activity.begin()
     drained = server.finish(0)
-    await settle()
+    await run_what_is_ready()
     assert await drained == Drained((), None, 1)
     assert not (await drained).complete
 
@@ -225,5 +225,5 @@ async def test_second_signal(server: Server) -> None:
     drained = server.finish(60)
     await server.clock.tick(1)
     server.second.set(EndReason(EndKind.SIGNAL, "SIGTERM again", 143))
-    await settle()
+    await run_what_is_ready()
     assert await drained == Drained((), 143, 1)

@@ -16,7 +16,7 @@ from mayfly.registry.lifecycle import inotify
 from mayfly.registry.lifecycle.watches import ParentDeath, StandardInput, StopFile
 from mayfly.registry.process.signals import Signals
 from mayfly.registry.settings.errors import ConfigError
-from tests.support.beside import settle
+from tests.support.beside import run_what_is_ready
 from tests.support.fakes import FakeClock
 from tests.support.process import descriptors
 
@@ -27,9 +27,9 @@ async def test_stop_file_appears(tmp_path: Path) -> None:
     """Neither other files nor time matter; the file does, made or moved there."""
     condition = StopFile(tmp_path / "stop", FakeClock())
     waiting = asyncio.create_task(condition.wait())
-    await settle()
+    await run_what_is_ready()
     (tmp_path / "other").write_text("")
-    await settle()
+    await run_what_is_ready()
     assert not waiting.done()
     (tmp_path / "other").rename(tmp_path / "stop")
     reason = await asyncio.wait_for(waiting, DEADLINE)
@@ -107,7 +107,7 @@ async def test_parent_that_lives() -> None:
     """A running parent does not end the server, and waiting leaves no descriptor open."""
     before = descriptors()
     waiting = asyncio.create_task(ParentDeath(FakeClock()).wait())
-    await settle()
+    await run_what_is_ready()
     assert not waiting.done()
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
@@ -120,7 +120,7 @@ async def test_standard_input_ends() -> None:
     condition = StandardInput(out)
     waiting = asyncio.create_task(condition.wait())
     os.write(into, b"x" * 1000)
-    await settle()
+    await run_what_is_ready()
     assert not condition.holds()
     os.close(into)
     assert (await asyncio.wait_for(waiting, DEADLINE)).kind is EndKind.STANDARD_INPUT
@@ -131,7 +131,7 @@ async def test_standard_input_of_a_terminal_that_goes() -> None:
     """A terminal that was closed is at its end."""
     ours, theirs = os.openpty()
     waiting = asyncio.create_task(StandardInput(theirs).wait())
-    await settle()
+    await run_what_is_ready()
     os.close(ours)
     assert (await asyncio.wait_for(waiting, DEADLINE)).kind is EndKind.STANDARD_INPUT
     os.close(theirs)
@@ -172,7 +172,7 @@ async def test_signals_are_handed_on() -> None:
     try:
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             os.kill(os.getpid(), number)
-            await settle()
+            await run_what_is_ready()
         assert not signals.first.holds()
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait_for(signals.first.wait(), DEADLINE)

@@ -16,7 +16,7 @@ from mayfly.registry.http import listeners as module
 from mayfly.registry.http.listeners import Listeners
 from mayfly.registry.process.systemd import Notifier, take_sockets
 from mayfly.registry.settings.errors import ConfigError
-from tests.support.beside import settle
+from tests.support.beside import run_what_is_ready
 from tests.support.fakes import FakeClock
 from tests.support.process import PATIENCE
 
@@ -146,16 +146,16 @@ async def test_pause_loses_no_connection() -> None:
         listeners.resume()
         with socket.create_connection(bound.getsockname()) as client:
             client.sendall(b"first")
-            await settle()
+            await run_what_is_ready()
             assert served == [b"first"]
             assert listeners.expect_request()
         listeners.pause()
         with socket.create_connection(bound.getsockname()) as client:
             client.sendall(b"second")
-            await settle()
+            await run_what_is_ready()
             assert served == [b"first"]
             listeners.resume()
-            await settle()
+            await run_what_is_ready()
             assert served == [b"first", b"second"]
         await listeners.close()
         await listeners.close()

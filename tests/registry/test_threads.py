@@ -19,7 +19,7 @@ from mayfly.registry.threads import (
     in_turn,
     uncancelled,
 )
-from tests.support.beside import settle
+from tests.support.beside import run_what_is_ready
 from tests.support.process import PATIENCE
 
 
@@ -48,7 +48,7 @@ async def test_few_at_a_time() -> None:
     for task in tasks[:10]:
         task.cancel()
     # Those that were cancelled while they ran still do.
-    await settle(100)
+    await run_what_is_ready(100)
     assert most == running == 2
     go_on.set()
     found = await asyncio.gather(*tasks, return_exceptions=True)
@@ -138,7 +138,7 @@ async def test_exception_of_an_abandoned_future(turns: int, is_first: bool) -> N
         if is_first:
             future.set_exception(ValueError())
         # Between the steps by which the exception reaches the waiter.
-        await settle(turns)
+        await run_what_is_ready(turns)
         waiting.cancel()
         if not is_first:
             await asyncio.sleep(0)

@@ -92,7 +92,7 @@ def answering(
             thread.join()
 
 
-async def settle(turns: int = 20) -> None:
+async def run_what_is_ready(turns: int = 20) -> None:
     """Let everything that can run now run, for some turns of the event loop."""
     for _ in range(turns):
         await asyncio.sleep(0)

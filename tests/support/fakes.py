@@ -6,7 +6,7 @@ import asyncio
 
 from mayfly.registry.coverage.manifest_graph import ManifestRefs
 from mayfly.registry.coverage.observer import Observer
-from tests.support.beside import settle
+from tests.support.beside import run_what_is_ready
 
 
 class FakeClock:
@@ -35,16 +35,16 @@ class FakeClock:
     async def tick(self, seconds: float) -> None:
         """Let time pass, waking each sleeper at its moment."""
         end = self._now + seconds
-        await settle()
+        await run_what_is_ready()
         while due := [entry for entry in self._sleepers if entry[0] <= end]:
             moment, woken = min(due, key=lambda entry: entry[0])
             self._sleepers.remove((moment, woken))
             self._now = max(self._now, moment)
             if not woken.done():
                 woken.set_result(None)
-                await settle()
+                await run_what_is_ready()
         self._now = end
-        await settle()
+        await run_what_is_ready()
 
     @property
     def sleeping(self) -> int:
