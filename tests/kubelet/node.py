@@ -213,6 +213,16 @@ class Node:
         end(self.kubelet)
         self.start_kubelet(*flags, **settings)
 
+    def forget_pulls(self) -> None:
+        """Start kubelet anew without its records of what it pulled, and with which Secrets.
+
+        Otherwise images with the content of those that it pulled for another test need a Secret,
+        although nodes got them by the script.
+        """
+        end(self.kubelet)
+        self.shell("rm -rf /var/lib/kubelet/image_manager")
+        self.start_kubelet()
+
     def stop(self) -> None:
         """End all of it; its pods' processes, too."""
         end(self.kubelet)

@@ -52,6 +52,7 @@ def untouched(cluster: Cluster) -> Iterator[dict[str, str]]:
     for node in cluster.nodes.values():
         node.mayfly("node-config", "revert", "--runtime", "containerd")
         node.remove_image(HUB_IMAGE)
+        node.forget_pulls()
     yield {node.name: _settings(node) for node in cluster.nodes.values()}
     for node in cluster.nodes.values():
         cluster.trust(node)
