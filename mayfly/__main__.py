@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import threading
+import time
+from types import FrameType
 
 STDERR = 2
 """The number of standard error."""
@@ -18,7 +20,7 @@ _THREADS_SECONDS = 2.0
 """Time for threads that still work at the exit, such as a hash whose result is not needed."""
 
 _AGAIN_SECONDS = 0.01
-"""Time for a callback to return after its exception was ignored."""
+"""Between two looks whether a callback has returned whose exception was ignored."""
 
 
 def main() -> None:
@@ -56,9 +58,23 @@ def _repeat_ignored_signal(ignored: sys.UnraisableHookArgs) -> None:
     if number is None:
         sys.__unraisablehook__(ignored)
         return
-    again = threading.Timer(_AGAIN_SECONDS, os.kill, [os.getpid(), number])
-    again.daemon = True
-    again.start()
+    # In here its exception would be ignored again.
+    hook, thread = sys._getframe(), threading.get_ident()
+
+    def repeat() -> None:
+        while _is_running(hook, thread):
+            time.sleep(_AGAIN_SECONDS)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=repeat, daemon=True).start()
+
+
+def _is_running(called: FrameType, thread: int) -> bool:
+    """Whether a call has not returned yet in its thread."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None and frame is not called:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _open_standard_streams() -> None:

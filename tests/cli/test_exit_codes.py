@@ -177,7 +177,7 @@ def test_interrupted(tmp_path: Path, number: signal.Signals, code: int) -> None:
 
 
 IGNORED = """
-import signal, sys, weakref
+import signal, sys, threading, time, weakref
 from mayfly.__main__ import main
 from mayfly.registry.control import client
 from mayfly.registry.errors import NotRunning
@@ -191,6 +191,13 @@ def connect(directory):
     del gone  # calls the callback
     raise NotRunning("none")
 
+start = threading.Thread.start
+
+def start_slowly(thread):
+    start(thread)
+    time.sleep(0.2)
+
+threading.Thread.start = start_slowly
 signals = [signal.Signals(int(sys.argv.pop(1)))]
 client.connect = connect
 main()
