@@ -74,7 +74,7 @@ TABLE: dict[type[Exception], tuple[HTTPStatus, str]] = {
     AccessDenied: (HTTPStatus.FORBIDDEN, "DENIED"),
     Draining: (HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE"),
     # Not 503, after which containerd waits, nor 429, which docker does not retry: both try the
-    # next mirror or to the upstream itself.
+    # next mirror or the upstream itself.
     UpstreamUnavailable: (HTTPStatus.BAD_GATEWAY, "UNAVAILABLE"),
     ScopeInvalid: (HTTPStatus.BAD_REQUEST, "UNSUPPORTED"),
     storage.NameInvalid: (HTTPStatus.BAD_REQUEST, "NAME_INVALID"),

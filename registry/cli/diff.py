@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -50,16 +50,17 @@ def command(
         fetch: dict[Digest, int] = {}
         olds, news = {}, {}
         damaged: list[Damaged] = []
-        for name, image in _images(a.reader, only, damaged):
+        for name, image in _images(a.reader, "A", only, damaged):
             olds[name] = _side(image, known)
             known.update(image.blobs)
-        for name, image in _images(b.reader, only, damaged):
+        for name, image in _images(b.reader, "B", only, damaged):
             news[name] = _side(image, known)
             fetch.update((d, size) for d, size in image.blobs.items() if d not in known)
+        not_compared = {one.name for one in damaged}
         for text in only:
-            if text not in olds and text not in news and not damaged:
+            if text not in olds and text not in news and text not in not_compared:
                 raise ManifestUnknown(f"no image {text} in A or B")
-        names = sorted((olds.keys() | news.keys()) - {one.name for one in damaged})
+        names = sorted((olds.keys() | news.keys()) - not_compared)
         pairs = [(name, olds.get(name), news.get(name)) for name in names]
         differing = [
             (name, one, other)
@@ -108,21 +109,33 @@ def _side(image: Image, known: set[Digest]) -> _Side:
 
 
 def _images(
-    reader: Reader, only: tuple[str, ...], damaged: list[Damaged]
+    reader: Reader, side: str, only: tuple[str, ...], damaged: list[Damaged]
 ) -> Iterator[tuple[str, Image]]:
-    """Yield images with the name to compare them by; with ``only``, those of these names."""
+    """Yield whole images with the name to compare them by, and add the others to ``damaged``.
+
+    Args:
+        side: A or B.
+        only: names of the images; empty for all.
+    """
+    from mayfly.storage.survey import damage
+
+    for name, image in _named(reader, only):
+        if (fault := damage(reader, image)) is not None:
+            damaged.append(replace(fault, name=name, detail=f"in {side}, {fault.detail}"))
+        else:
+            yield name, image
+
+
+def _named(reader: Reader, only: tuple[str, ...]) -> Iterator[tuple[str, Image]]:
     from mayfly.storage.images import image, images, resolve
-    from mayfly.storage.survey import examined
 
     if not only:
-        for one in examined(reader, images(reader), damaged):
+        for one in images(reader):
             yield one.name, one
     for text in only:
         with contextlib.suppress(ManifestUnknown):
             repository, digest = resolve(reader, text)
-            found = image(reader, repository, digest, f"{repository}@{digest}")
-            for one in examined(reader, [found], damaged):
-                yield text, one
+            yield text, image(reader, repository, digest, f"{repository}@{digest}")
 
 
 def _row(

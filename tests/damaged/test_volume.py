@@ -189,6 +189,12 @@ def test_commands_over_a_bundle(writer: str, tmp_path: Path) -> None:
         assert "odd/whole" not in errors
         assert "--repair" not in errors.splitlines()[-1]
         assert "odd/manifest-zeros" not in output or arguments[0] == "inventory"
+    name = "odd/manifest-zeros:v1"
+    code, output, errors = mayfly("diff", good, root, "--image", name)
+    assert (code, output) == (4, "0 images differ, 0 B to fetch for B\n")
+    assert f"{name}: in B, manifest sha256:" in errors
+    code, _, errors = mayfly("diff", good, root, "--image", name, "--image", "no/such:v1")
+    assert "no image no/such:v1 in A or B" in errors
 
 
 def test_repair(writer: str, tmp_path: Path) -> None:
