@@ -1,7 +1,8 @@
 """Recent logins and recent guesses of each user and address.
 
 Both decide how an attempt is treated before its password is checked: a user who logged in from an
-address a while ago is served first there, and one who is guessed at is not answered from memory.
+address a while ago is served first there, and a user whose password was guessed at lately is not
+answered from memory.
 """
 
 from __future__ import annotations

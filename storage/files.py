@@ -185,7 +185,7 @@ def exposed_mode(status: os.stat_result, forbidden: int) -> str | None:
 
 
 def lock(descriptor: int, *, shared: bool = False) -> None:
-    """Lock an open file or directory, and wait for those who hold its lock.
+    """Lock an open file or directory, and wait for the holders of its lock.
 
     The lock belongs to the open file: it ends when the last duplicate of the descriptor is closed,
     whatever ends the process. flock(2) is unfair: shared holders can starve an exclusive one.

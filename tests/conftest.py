@@ -69,7 +69,7 @@ def pytest_configure() -> None:
     """Give the tests a runtime directory of their own, and SIGINT; collect them without pauses.
 
     Servers that tests kill leave their sockets there. A shell that runs the tests in the background
-    has SIGINT ignored; servers would inherit that, and who interrupts one would wait in vain.
+    has SIGINT ignored; servers would inherit that, and a test that interrupts one would fail.
     """
     os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="mayfly-run-")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

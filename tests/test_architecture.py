@@ -307,7 +307,7 @@ def test_modules_say_what_they_are() -> None:
 
 
 def test_each_room_has_a_folder_of_tests() -> None:
-    """Who looks for the tests of a module finds them under the name of its room."""
+    """The tests of a module are found under the name of its room."""
     rooms = {path.parent.name for path in (REPO / "registry").glob("*/__init__.py")}
     assert len(rooms) > 10
     assert rooms - {path.parent.name for path in (REPO / "tests").glob("*/test_*.py")} == set()

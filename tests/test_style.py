@@ -30,6 +30,12 @@ RIDDLES = re.compile(
 OPENINGS = re.compile(r"(?:^|[.:;] )What [a-z]+(?![^.:;?]*\?)")
 """A statement about "what" something does: its subject is a noun. A question may begin so."""
 
+SUBJECTS = re.compile(
+    r"(?:^|[.:;] (?:and |or )?)[Ww]ho (?![^.:;?]*\?)|\bwho may\b(?! have)|"
+    r"\b([Tt]hose|[Oo]ne|and|but|for|of) who\b"
+)
+"""A "who" without a user, caller or client before it, and "who may" for a right with a name."""
+
 DOCUMENT = re.compile(r"\b(?:[A-Z][A-Z_]*|docs/(?:adr/)?[\w-]+)\.(?:md|yaml|json)\b")
 """A document of this project: a page of the repository's root, or a path below docs/."""
 
@@ -268,6 +274,45 @@ def test_sentences_have_subjects() -> None:
         for m in OPENINGS.finditer(text)
     ]
     assert found == []
+
+
+def test_people_and_programs_are_named() -> None:
+    """Each text says which user, caller, client or node it means."""
+    found = [
+        f"{where}: …{text[max(0, m.start() - 30) : m.end() + 30]}…"
+        for where, text in (*_pages(), *_remarks())
+        for m in SUBJECTS.finditer(text)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Who sends nothing is cut.",
+        "It is served: who waits is not.",
+        "open to a user who may only read",
+        "for those who pull",
+        "a request, but for who sends it",
+    ],
+)
+def test_missing_subjects_are_seen(text: str) -> None:
+    """The pattern finds a "who" without a noun, at the beginning of a clause and inside one."""
+    assert SUBJECTS.search(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Settings of the user who runs the tests.",
+        "The audit shows who was refused.",
+        "It belongs to user 65532, who may have planted it.",
+        "Is it public? Who can read it?",
+    ],
+)
+def test_named_subjects_are_left(text: str) -> None:
+    """The pattern lets a relative clause after a noun, and questions, pass."""
+    assert not SUBJECTS.search(text)
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,8 @@ class Guard:
             asked: with names as the client wrote them. A refusal names these: it must not reveal
                 that another name exists.
             meant: with the names that they may stand for; None where they stand for none. A caller
-                without rights under either name is refused here. Both are looked at for everyone
-                who is refused, so that the time does not tell them apart.
+                without rights under either name is refused here. Both are looked at for every
+                refusal, so that the time does not tell them apart.
 
         Raises:
             Unauthorized: the credentials are missing or wrong, or a token grants too little.

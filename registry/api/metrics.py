@@ -28,7 +28,7 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> Response
 
 
 class MetricsApp:
-    """Answers requests on the address that is for metrics alone: everyone who reaches it may look.
+    """Answers requests on the address that is for metrics alone, without a login.
 
     Args:
         metrics: all of them.

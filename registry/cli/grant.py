@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group("grant", cls=Group)
 def command() -> None:
-    """Grants: who has which role on which repositories.
+    """Grants: roles of users, groups and anonymous callers on repositories.
 
     \b
     Roles: limitedGuest, guest (pull), developer (and push), maintainer, projectAdmin

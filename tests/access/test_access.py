@@ -80,7 +80,7 @@ def test_facts_of_a_request(ns: str) -> None:
 
 
 def test_every_route_has_a_rule_and_a_step() -> None:
-    """Someone has decided who may use each route, and whether a drain refuses it."""
+    """Each route says which rights it needs, and whether a drain refuses it."""
     assert [route for route in ROUTES if route.rule is None or route.step is None] == []
 
 
@@ -94,7 +94,7 @@ def test_each_request_has_one_route() -> None:
 
 @pytest.mark.parametrize("path", ["/x", "/v2/{name}/x", "/v2/_catalog"])
 def test_route_without_a_rule_is_denied(path: str) -> None:
-    """An endpoint added without deciding who may use it is closed to everyone."""
+    """An endpoint added without a rule is closed to every caller."""
     route = Route("x", path, ("GET",), health.root)
     access = Request(route, "GET", "a").access()
     assert not access.public
@@ -125,7 +125,7 @@ def test_only_what_knows_no_content_is_public() -> None:
 
 
 def test_request_that_needs_no_right_is_no_activity() -> None:
-    """Else anybody who reaches the port could keep an idle registry alive."""
+    """Else a client without any right could keep an idle registry alive."""
     open_routes = [route for route in ROUTES if route.rule is not None and not _needs(route.rule)]
     assert len(open_routes) > 5
     assert [route.endpoint for route in open_routes if route.counts] == []
@@ -136,7 +136,7 @@ def _needs(rule: Rule) -> bool:
 
 
 def test_every_change_needs_more_than_pull() -> None:
-    """No method that changes something is open to a user who may only read."""
+    """Methods that change something refuse a user with read rights only."""
     for route in ROUTES:
         assert route.rule is not None
         if route.rule.public:

@@ -224,8 +224,8 @@ async def test_network_that_failed_waits_for_others(desk: Desk, again: str) -> N
     assert desk.checked == [b"first", b"clean", b"failed"]
 
 
-async def test_who_logged_in_lately_has_a_lane(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They come before everybody else in any order of arrival, for a day."""
+async def test_recent_users_have_a_lane(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Users that logged in lately come before all others, in any order of arrival, for a day."""
     monkeypatch.setattr(desk.logins._verifier, "recall", lambda *_: None)
     await desk.logins.authenticate("bob", "secret", "nat")
     for since, place in ((0.0, 1), (RECENT, 2)):

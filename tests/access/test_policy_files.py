@@ -88,7 +88,7 @@ def test_set_makes_a_private_file(path: Path) -> None:
 
 
 def test_remove_unknown(path: Path) -> None:
-    """Removing nobody is an error that names who and where."""
+    """Removing an unknown user is an error that names the user and the file."""
     set_user(path, "bob", "pw", ROUNDS)
     with pytest.raises(InputInvalid, match=r"no user 'eve' in .*htpasswd"):
         remove_user(path, "eve")

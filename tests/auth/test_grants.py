@@ -14,7 +14,7 @@ from mayfly.auth.policy import ANYONE, Grant, Policy, Subject, SubjectKind
 from mayfly.auth.roles import Role, parse_role
 
 EXAMPLE = """\
-# Who may do what.
+# Roles of the whole team.
 # Ask ops before changing.
 
 [groups]

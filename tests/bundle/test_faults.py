@@ -1,4 +1,4 @@
-"""Content of a bundle that is found wrong while a real server serves it, and who is told of it."""
+"""A real server finds content of its bundle wrong: what clients, logs and the report say of it."""
 
 from __future__ import annotations
 

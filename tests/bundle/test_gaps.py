@@ -38,7 +38,7 @@ def _whole(path: Path) -> Path:
 
 
 def test_gap_is_told_where_nothing_fills_it(tmp_path: Path) -> None:
-    """The line names the bundle, the image and the first blob; who has it hears nothing."""
+    """A line names the bundle, the image and the first blob; a blob that is held needs no line."""
     bundles = open_bundles([_delta(tmp_path / "delta.tar")])
     assert bundles.notices == []
     (gap,) = bundles.lacking(lambda repository, digest: False)
@@ -80,7 +80,7 @@ def test_not_a_tar(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root (run: sudo make test)")
 @pytest.mark.parametrize("kind", ["file", "directory"])
 def test_bundle_that_may_not_be_read(tmp_path: Path, kind: str) -> None:
-    """The message says who Mayfly runs as, and the command that mends it."""
+    """The message names the user of this process, and the command that mends it."""
     path = _whole(tmp_path / "a bundle.tar")
     if kind == "directory":
         path = tmp_path / "dir"

@@ -163,7 +163,7 @@ def test_file_written_to(piece: Piece, file: Path, state: Path) -> None:
 
 
 def overwrite_and_set_the_time_back(file: Path, data: bytes) -> None:
-    """What ``rsync --inplace --times``, or somebody who means harm, leaves."""
+    """Leave what ``rsync --inplace --times``, or an attacker, leaves."""
     before = file.stat()
     # The change time ticks every few milliseconds only.
     while True:

@@ -282,7 +282,7 @@ def _buggy(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_internal_error() -> None:
-    """1: one line, or one JSON document; the traceback is for who asks for it."""
+    """1: one line, or one JSON document; the traceback has to be asked for."""
     plain = _buggy()
     assert (plain.returncode, plain.stdout) == (Exit.INTERNAL, "")
     assert plain.stderr.startswith("mayfly: internal error, please report it: KeyError: ")

@@ -68,7 +68,7 @@ def test_what_ends_a_server_in_words() -> None:
     assert ends_rows([]) == []
 
 
-async def test_one_document_for_all_who_look() -> None:
+async def test_one_document_for_all_requests() -> None:
     """Fifty at once have it made once; it is made anew when it is old, and not kept."""
     made = 0
 
@@ -88,7 +88,7 @@ async def test_one_document_for_all_who_look() -> None:
 
 
 async def test_a_failure_is_not_kept() -> None:
-    """The next one who looks has it made again."""
+    """The next request has it made again."""
     fails = True
 
     async def status() -> dict[str, Any]:

@@ -75,7 +75,7 @@ class Http:
 
 @pytest.fixture(scope="module", params=["mayfly", "registry-2"])
 def writer(request: pytest.FixtureRequest) -> str:
-    """Who wrote the volume: Mayfly, which recorded the sizes, or registry:2."""
+    """The registry that wrote the volume: Mayfly, which recorded the sizes, or registry:2."""
     return str(request.param)
 
 

@@ -1,4 +1,4 @@
-"""Clients that are slow or stand still, over TLS and not: who makes progress is never cut."""
+"""Clients that are slow or stand still, over TLS and not: none that makes progress is cut."""
 
 from __future__ import annotations
 

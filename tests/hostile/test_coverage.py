@@ -1,4 +1,4 @@
-"""Attacks on what the registry keeps of who pulled what."""
+"""Attacks on the registry's records of each node's pulls."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def _ask(line: http.client.HTTPConnection, user: str, method: str, path: str) ->
 def test_walks_through_repositories(
     hostile: Hostile, tmp_path: Path, user: str, method: str, path: str, status: int
 ) -> None:
-    """A client that walks through all repositories takes no thread from those who pull and push."""
+    """A client that walks through all repositories takes no thread from pulls and pushes."""
     root = tmp_path / "root"
     store = DistributionStore(root)
     push(store, "team/app", BLOB)

@@ -61,7 +61,7 @@ def test_sixteen_large_manifests(
 
 
 def test_large_manifests_pulled_slowly(hostile: Hostile) -> None:
-    """Manifests of 4 MiB are sent from their files: those who read slowly hold none in memory."""
+    """Manifests of 4 MiB are sent from their files: slow readers hold none in memory."""
     with hostile.attack("200 slow pulls of 4 MiB manifests", before="4 MiB for each") as under:
         client = Pusher(under.host)
         client.blob("team/app", b"{}")

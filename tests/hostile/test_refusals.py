@@ -28,7 +28,7 @@ def _users(tmp_path: Path) -> tuple[str, ...]:
 
 
 async def _storm(host: str, sources: list[str | None], answered: list[str]) -> None:
-    """A login with a made-up name from each address, at once; who was answered, in order."""
+    """Log in with a made-up name from each address, at once; note each name once it is answered."""
 
     async def attempt(source: str | None) -> None:
         name = token_hex(8)

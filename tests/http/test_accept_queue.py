@@ -35,7 +35,7 @@ def connect() -> Iterator[Connect]:
 
 
 def test_each_address_has_its_turn(connect: Connect) -> None:
-    """Who comes late from an address of its own waits for one of each other address."""
+    """A late client with an address of its own waits for one of each other address."""
     queue = AcceptQueue()
     many = [connect(b"")[1] for _ in range(5)]
     for one in many:
@@ -47,7 +47,7 @@ def test_each_address_has_its_turn(connect: Connect) -> None:
     assert not queue
 
 
-def test_who_has_left_is_dropped(connect: Connect) -> None:
+def test_client_that_left_is_dropped(connect: Connect) -> None:
     """A client that closed its end costs no set-up; one that waits stays."""
     queue = AcceptQueue()
     client, gone = connect(ASK)
@@ -62,7 +62,7 @@ def test_who_has_left_is_dropped(connect: Connect) -> None:
     assert gone.fileno() < 0
 
 
-def test_who_asks_ahead_is_last(connect: Connect) -> None:
+def test_client_that_asks_ahead_is_last(connect: Connect) -> None:
     """Requests behind the first one cost a client its place, and only the newest are kept."""
     queue = AcceptQueue()
     _, ahead = connect(ASK * 2)

@@ -149,7 +149,7 @@ async def test_held_bytes_stop_the_sender() -> None:
 
 
 async def test_the_sender_is_asked_once_if_it_waits() -> None:
-    """100 Continue goes out when the body is wanted, not again, and to nobody who sent already."""
+    """100 Continue goes out when the body is wanted, once, and not if the client sent already."""
     transport = Greedy([b"a", b"b"])
     body, _ = body_of(transport, 2, expects=True)
     assert transport.written == b""

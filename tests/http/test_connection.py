@@ -318,7 +318,7 @@ async def test_unclear_announcement(case: str) -> None:
 
 
 async def test_chunks_in_old_http() -> None:
-    """HTTP/1.0 has no chunks: who announces some there is refused (RFC 9112, 6.1)."""
+    """HTTP/1.0 has no chunks: a request that announces some is refused (RFC 9112, 6.1)."""
     for version in (b"1.0", b"2.0", b"1.1 "):
         head = b"POST /lie HTTP/" + version + b"\r\nConnection: keep-alive\r\n" + H
         assert await _told(head + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + LAST) == []
@@ -384,7 +384,7 @@ async def test_expectation_is_read_where_it_stands() -> None:
             assert echo.seen[0] == ("PUT", echo.seen[0][1], b"body")
 
 
-async def test_shutdown_waits_for_nobody_who_lingers() -> None:
+async def test_shutdown_waits_for_no_client_that_lingers() -> None:
     """A client that has its answer and neither sends nor hangs up does not hold up the end."""
     async with connected(b"no HTTP\r\n\r\n") as (connection, _):
         connection.write_eof = lambda: None  # type: ignore[method-assign]

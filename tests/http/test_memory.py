@@ -38,7 +38,7 @@ def test_those_kept_for_longest_make_room() -> None:
 
 
 def test_no_room() -> None:
-    """Nobody who is being served is cut; a head that does not fit is refused."""
+    """No connection that is being served is cut; a head that does not fit is refused."""
     budget = MemoryBudget(100, Kept.release)
     busy, new = Kept(serving=True), Kept()
     assert budget.record(busy, 90)

@@ -175,7 +175,7 @@ async def test_byte_by_byte(server: Secured, version: ssl.TLSVersion) -> None:
 @pytest.mark.parametrize("handshake_seconds", [0.1])
 @pytest.mark.parametrize("sent", [0, 100])
 async def test_slow_handshake(server: Secured, sent: int) -> None:
-    """Who says nothing, or stops in the middle, is sent away."""
+    """A client that sends nothing, or stops in the middle, is disconnected."""
     before = descriptors()
     with server.dial() as client:
         client.sendall(_hello(server.trust)[:sent])

@@ -32,7 +32,7 @@ case $1 in logs) "{program}" "$@" | tee -a "{log}" ;; *) exec "{program}" "$@" ;
 
 
 class Operator:
-    """The one who prefetches: kubectl, its configuration, and what it was told."""
+    """An operator's kubectl, its configuration, and the arguments it got."""
 
     def __init__(self, cluster: Cluster, directory: Path) -> None:
         need("kubectl")

@@ -99,7 +99,7 @@ def test_expired_secret_is_refused_until_renewed(cluster: Cluster) -> None:
 
 
 def test_image_of_one_user_is_not_everybodys(cluster: Cluster, node: Node) -> None:
-    """KubeletEnsureSecretPulledImages: who comes with other credentials is asked for a right."""
+    """KubeletEnsureSecretPulledImages: a pod with other credentials needs a right of its own."""
     image = f"{HOST}/team/app:6"
     first, second = cluster.secret(), cluster.secret("second", "--name", "second")
     elsewhere = cluster.secret("elsewhere", "--repositories", "elsewhere/**", "--name", "elsewhere")

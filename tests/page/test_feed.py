@@ -106,7 +106,7 @@ async def test_everything_and_then_what_changed(world: World) -> None:
         assert change["gone"] == ["worker-1"]
 
 
-async def test_who_comes_back_gets_what_was_missed(world: World) -> None:
+async def test_a_reader_that_returns_gets_what_it_missed(world: World) -> None:
     """By the last event's ID all changes since then come in one event; without, everything."""
     async with aclosing(world.feed.events(None, CLIENT)) as watching:
         async with aclosing(world.feed.events(None, CLIENT)) as stream:
@@ -299,7 +299,7 @@ async def test_nodes_that_left_are_shown_to_nobody(
 
 
 async def test_a_stream_ends_by_itself(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that its reader has to prove again who it is."""
+    """So that its reader has to authenticate again."""
     monkeypatch.setattr(feeds, "STREAM_SECONDS", 0.0)
     async with asyncio.timeout(PATIENCE):
         found = [event async for event in world.feed.events(None, CLIENT)]

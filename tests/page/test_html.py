@@ -135,7 +135,7 @@ def test_a_large_table_has_counts() -> None:
     assert "199 served, 1 missing" in page
 
 
-def test_only_those_who_may_are_shown_a_stop() -> None:
+def test_stop_is_shown_to_callers_with_the_right() -> None:
     """The stop is a form of its own behind a confirmation."""
     assert 'action="mayfly/v1/stop"' in html.rollout_page(view(), "admin", may_stop=True)
     assert "mayfly/v1/stop" not in html.rollout_page(view(), "guest", may_stop=False)

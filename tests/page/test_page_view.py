@@ -104,7 +104,7 @@ async def test_only_what_is_shown_is_escaped(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_states_and_numbers(shown: Shown) -> None:
-    """A letter for each image, in the order of the list; who has everything is counted."""
+    """A letter for each image, in the order of the list; nodes with all of them are counted."""
     shown.upgrade.cold("a")
     view = await shown.views.look()
     assert {name: node.states for name, node in view.nodes.items()} == {"a": "ss", "b": "mm"}

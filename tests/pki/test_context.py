@@ -269,7 +269,7 @@ def test_an_expiry_near_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFi
 def test_a_client_certificate_is_an_identity_and_none_is_none(
     identity: CertificateFiles, tmp_path: Path
 ) -> None:
-    """Who has no certificate is served as nobody; one of a stranger's CA is cut off."""
+    """A client without a certificate is served as nobody; one of a stranger's CA is cut off."""
     known = self_signed(tmp_path, "known", common_names=["node-7"], purpose=CLIENT, ca=True)
     stranger = self_signed(tmp_path, "stranger", common_names=["node-7"], purpose=CLIENT, ca=True)
     tls = ServerTLS(identity.certificate, identity.key, known.certificate)

@@ -87,7 +87,7 @@ async def test_no_request_is_refused(held: socket.socket, tmp_path: Path) -> Non
     assert set(answers) == {200}
 
 
-async def test_who_comes_in_the_last_moment(
+async def test_client_in_the_last_moment(
     held: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that connects between the idle condition and the end revokes it."""

@@ -1,7 +1,7 @@
 """A registry in this process: real sockets and handlers, users and grants of the test's choice.
 
-Waits of failed logins are not slept, bcrypt is of the least cost: what is looked at is who may do
-what. `tests.security.servers` runs it as users do.
+Waits of failed logins are not slept, bcrypt is of the least cost: what is looked at is the right of
+each user. `tests.security.servers` runs it as users do.
 """
 
 from __future__ import annotations

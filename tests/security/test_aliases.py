@@ -58,7 +58,7 @@ MEANINGS: dict[tuple[str, str | None], str] = {
     ("elsewhere", "quay.io"): "elsewhere",
 }
 
-# Who may pull what: by the repository that is meant, never by the name that is written.
+# Each user's repositories: as they are meant, never as they are written.
 ALLOWED = {
     "admin": {*SERVED},
     "canonical": {"library/x"},
@@ -227,7 +227,7 @@ async def test_token_for_the_name_as_asked(user: str, aliased: Registry) -> None
 
 
 async def test_path_of_two_upstreams(aliased: Registry) -> None:
-    """Upstreams that share a path are named only to callers who may list their repositories."""
+    """Upstreams that share a path are named only to callers with rights to their repositories."""
     for user, status in (("admin", 409), ("path", 409), ("quay", 403), ("nobody", 403)):
         answer = await _ask(aliased, "app", None, basic(user, PASSWORD))
         assert (answer.status == 403) == (status == 403), (user, answer.body)

@@ -142,7 +142,7 @@ def test_ambiguous_certificate_is_nobody(
 
 
 def test_header_outweighs_the_certificate(server: Mayfly, authority: Authority) -> None:
-    """Who sends an Authorization header is judged by that alone, right or wrong."""
+    """A request with an Authorization header is judged by that alone, right or wrong."""
     builder = authority.client("builder")
 
     def asked(*header: tuple[str, str]) -> Answer:
@@ -182,7 +182,7 @@ def test_without_a_certificate_passwords_work(server: Mayfly) -> None:
 
 
 def test_no_plain_http_on_the_port(server: Mayfly) -> None:
-    """Who speaks HTTP to a TLS port gets no registry's answer, and the port lives on."""
+    """A client that sends HTTP to a TLS port gets no registry's answer; the next one is served."""
 
     async def plain() -> bytes:
         host, _, port = server.host.rpartition(":")

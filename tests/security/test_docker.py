@@ -208,7 +208,7 @@ def test_hub_name_comes_from_a_bundle(
 
 
 def test_start_tells_how_to_trust_it(secure: NodeMayfly) -> None:
-    """Off loopback, the first lines say where it is, who may log in and how to set up nodes.
+    """Off loopback, the first lines have the address, the users and the command that sets up nodes.
 
     No password among them, since nobody reads them on a terminal: journald and kubectl keep logs.
     """

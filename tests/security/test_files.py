@@ -1,7 +1,7 @@
-"""The files that decide: who may read or replace them, and what a broken one does.
+"""Files of users, grants and keys: the modes they may have, and what a broken one does.
 
 Which files are refused and which are mended: a world-readable signing key, CA key or given TLS key
-is *refused*, for only its owner knows who has read it; the TLS key that Mayfly made itself is
+is *refused*, for only its owner knows whether it was read; the TLS key that Mayfly made itself is
 *mended*, by a new key and certificate of the same CA; htpasswd and grants.toml may be read by
 others, not written.
 """
@@ -106,7 +106,7 @@ def test_symlink_is_read_and_never_written(
 def test_file_that_others_can_write_is_refused(
     name: str, mode: int, auth: Path, serve: Callable[..., str]
 ) -> None:
-    """A user who may write the file could become admin: Mayfly does not start with it."""
+    """Mayfly does not start with it: every user with write access could become admin."""
     (auth / name).chmod(mode)
     line = serve(auth=auth)
     assert str(auth / name) in line and "chmod go-w" in line

@@ -149,7 +149,7 @@ def _refresh_token(made: Registry, now: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A request, but for who sends it."""
+    """A request without its sender."""
 
     path: str
     body: bytes = b""

@@ -222,7 +222,7 @@ async def test_upload_is_checked_at_each_step(closed: Registry) -> None:
 
 
 async def test_upload_of_another_is_found_by_its_id_alone(closed: Registry) -> None:
-    """A caller who may push may end a session, but must know its random name; none is listed."""
+    """A caller with push may end a session whose random name it knows; none is listed."""
     names = set()
     for _ in range(20):
         begun = await closed.server.ask("POST", UPLOADS, [by_password("developer")])
@@ -313,7 +313,7 @@ async def test_robot_outlives_no_role(closed: Registry) -> None:
             closed.robots.issue("node", [Permission(role, EVERYTHING)], 60, time.time())
 
 
-async def test_upstreams_are_named_to_those_who_may_pull(memory: Path) -> None:
+async def test_upstreams_are_named_to_callers_with_rights(memory: Path) -> None:
     """A path that several upstreams share is refused like any other to a caller without rights."""
     grants = [("developer", Role.DEVELOPER, glob) for glob in ("team/**", "docker.io/**")]
     known = [

@@ -223,7 +223,7 @@ PATHS = [
 @pytest.mark.parametrize("target", PATHS)
 @pytest.mark.parametrize("name", ["developer", "admin", None])
 async def test_crooked_path_leads_nowhere(name: str | None, target: str, closed: Registry) -> None:
-    """No other spelling of a path finds a repository, for callers who may and may not read it."""
+    """No other spelling of a path finds a repository, whatever the caller's rights to it are."""
     push_image(closed.store, "other/secret", "1")
     headers = [] if name is None else [by_password(name)]
     for method in ("GET", "HEAD", "DELETE"):
@@ -257,7 +257,7 @@ async def test_absolute_form_is_checked_as_its_path(closed: Registry) -> None:
 
 
 async def test_names_made_of_fixed_words_are_checked_as_names(closed: Registry) -> None:
-    """A repository named after an endpoint is read by each caller who may read that repository."""
+    """A repository named after an endpoint needs a right to that repository, as any other does."""
     for name in ("team/tags/list", "team/blobs/uploads", "team/manifests/1", "team/_catalog"):
         for path in (f"/v2/{name}/manifests/1", f"/v2/{name}/tags/list"):
             if "_" in name:
@@ -336,7 +336,7 @@ async def test_ambiguous_framing_is_refused(rest: bytes, closed: Registry) -> No
 
 
 async def test_refused_upload_is_not_asked_for_its_body(closed: Registry) -> None:
-    """Who waits for 100 Continue is refused before a byte of the body is sent."""
+    """A client that waits for 100 Continue is refused before it sends a byte of the body."""
     reader, writer = await closed.server.connect()
     head = [("Expect", "100-continue"), ("Content-Length", "1000000000")]
     writer.write(closed.server.render("POST", "/v2/team/app/blobs/uploads/?digest=x", head, b""))

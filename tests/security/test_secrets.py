@@ -138,7 +138,7 @@ def test_log_holds_no_secret(used: Used) -> None:
 
 
 def test_audit_holds_no_secret(used: Used) -> None:
-    """The audit file is private, names who was refused what, and holds no proof."""
+    """The audit file is private, names refused users and actions, and holds no proof."""
     text = used.audit.read_text()
     for name, secret in used.secrets.items():
         assert secret not in text, name

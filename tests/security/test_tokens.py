@@ -265,7 +265,7 @@ async def test_token_holds_what_was_asked_and_allowed(flow: str, closed: Registr
     ],
 )
 async def test_other_parameters_name_nobody(parameters: dict[str, str], closed: Registry) -> None:
-    """Who asks is who logged in, whatever account= and client_id= say."""
+    """The token is for the user that logged in, whatever account= and client_id= say."""
     query = urlencode({"scope": "repository:secret/app:pull", **parameters})
     answer = await closed.server.ask("GET", f"/auth/token?{query}", [by_password("guest")])
     assert _access(answer) == {}

@@ -90,7 +90,7 @@ def test_start_that_fails(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), Run.begin(tmp_path, None, {}):
         raise RuntimeError
     assert Run.begin(tmp_path, None, {}).id == killed.id
-    # Somebody who stops it while it starts wants it to end.
+    # A stop while it starts is no failure: nothing is kept for the next start.
     with pytest.raises(SystemExit), Run.begin(tmp_path, None, {}):
         raise SystemExit(143)
     assert _left(tmp_path) == set()

@@ -502,7 +502,7 @@ async def _connect(directory: Path) -> tuple[asyncio.StreamReader, asyncio.Strea
         return await asyncio.open_unix_connection(path)
 
 
-async def test_those_who_wait_and_leave(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_clients_that_wait_and_leave(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients of `mayfly wait --timeout` that left hold no descriptor."""
     monkeypatch.setattr(control_module, "_LOOK_SECONDS", 0.02)
     before = descriptors()

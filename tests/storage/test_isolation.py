@@ -103,6 +103,6 @@ def test_foreign_content_is_not_looked_at(
     with contextlib.suppress(StorageError):
         ASKS[ask](store, secrets[1] if "manifest" in ask or ask == "referrers" else secrets[0])
     assert looked == []
-    # The recording works: a caller who may read it does look at it.
+    # The recording works: a caller with a right to the blob does look at it.
     store.touch("secret/app", secrets[0])
     assert looked

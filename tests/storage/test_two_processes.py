@@ -61,8 +61,8 @@ def _tags(store: DistributionStore) -> list[str]:
         return []
 
 
-def test_pushes_that_overlap_do_not_keep_out_who_removes(tmp_path: Path) -> None:
-    """There is always someone in the gate; who must be alone there gets in before they end."""
+def test_pushes_that_overlap_do_not_keep_out_a_removal(tmp_path: Path) -> None:
+    """Some thread always refers; one that has to be alone enters before they end."""
     (tmp_path / "turnstile").mkdir()
     passed: list[int] = []
     seen: list[int] = []
@@ -85,7 +85,7 @@ def test_pushes_that_overlap_do_not_keep_out_who_removes(tmp_path: Path) -> None
     assert seen[0] < THREADS * PASSES / 2
 
 
-def test_who_removes_is_alone(tmp_path: Path) -> None:
+def test_a_removal_is_alone(tmp_path: Path) -> None:
     """Nobody refers meanwhile, and nobody else removes."""
     (tmp_path / "turnstile").mkdir()
     inside: set[int | str] = set()

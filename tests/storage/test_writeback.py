@@ -116,7 +116,7 @@ def test_failure_behind_is_told(
 def test_failure_in_the_middle_of_a_write(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who writes in the moment of a failure is told of it, not that the upload stands elsewhere."""
+    """A write during a failure raises its error, not that the upload stands elsewhere."""
     emptied, told = threading.Event(), threading.Event()
     real = os.ftruncate
 
@@ -143,7 +143,7 @@ def test_failure_in_the_middle_of_a_write(
 
 
 def test_failure_behind_outlives_the_process(open_store: OpenStore, syncs: Syncs) -> None:
-    """Who finds the session later is told nothing by the disk, and finds nothing to commit."""
+    """A process that opens the session later gets no error of the disk, and nothing to commit."""
     upload = open_store().begin_upload(REPO, "sha256")
     syncs.error = errno.EIO
     syncs.release()
@@ -157,7 +157,7 @@ def test_failure_behind_outlives_the_process(open_store: OpenStore, syncs: Syncs
 
 
 @pytest.mark.parametrize("end", ["commit", "cancel"])
-def test_who_waits_in_line_need_not(open_store: OpenStore, syncs: Syncs, end: str) -> None:
+def test_an_upload_that_ends_leaves_the_line(open_store: OpenStore, syncs: Syncs, end: str) -> None:
     """An upload that ends waits for no other's sync, and leaves no descriptor in the line."""
     store = open_store()
     first, second = (store.begin_upload(REPO, "sha256") for _ in range(2))

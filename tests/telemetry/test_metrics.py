@@ -232,7 +232,7 @@ def _address(server: Mayfly) -> str | None:
 
 
 def test_on_an_address_of_their_own(tmp_path: Path) -> None:
-    """Everyone who reaches it may look, at nothing else; the registry's own address has none."""
+    """It serves metrics without a login, and nothing else; the registry's own address has none."""
     with Mayfly(tmp_path / "root", tmp_path / "state", "--metrics", "127.0.0.1:0") as server:
         _get(f"{server.url}/v2/")
         url = server.wait_for(lambda: _address(server))

@@ -274,7 +274,7 @@ async def test_an_upstream_that_breaks_off_is_resumed(make: Make) -> None:
 
 
 async def test_a_client_that_leaves_stops_nobody(make: Make) -> None:
-    """The download continues for those who stay, and to its end if nobody does."""
+    """The download continues for clients that stay, and to its end if none does."""
     world = await make()
     world.hub.push("org/app", "1", LAYER)
     world.hub.gate = asyncio.Event()

@@ -81,7 +81,7 @@ def test_without_a_default(asked: str, ns: str | None, name: str, origin: Origin
     ],
 )  # fmt: skip
 def test_with_a_default(asked: str, ns: str | None, name: str, origin: Origin | None) -> None:
-    """Names without host are shared by the default and by those who push."""
+    """Names without host are shared by the default upstream and by pushes."""
     names = _names(HUB)
     assert names.resolve(asked, ns) == names.meant(asked, ns) == name
     assert names.origin(name) == origin
