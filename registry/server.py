@@ -669,7 +669,7 @@ def _connections(
     if not TCPInfo.is_known():
         text = (
             "this kernel does not tell enough of connections (Linux does from 4.6 on): stalled "
-            "clients are not disconnected, and before 4.1 no pull counts for coverage"
+            "clients are not disconnected"
         )
         log.event(logging.WARNING, "old_kernel", text)
     return Connections(server, sockets, tls, _limits(settings))

@@ -1,6 +1,6 @@
 """Asks the kernel about a TCP connection (``TCP_INFO`` of linux/tcp.h).
 
-`acknowledged`, by which coverage counts, is known since Linux 4.1; all of `TCPInfo` since 4.6.
+`acknowledged` is known since Linux 4.1, all of `TCPInfo` since 4.6.
 """
 
 from __future__ import annotations
