@@ -40,6 +40,7 @@ from mayfly.registry.pki.certificate import (
     read_pair,
 )
 from mayfly.registry.pki.errors import TrustError
+from mayfly.registry.text import to_the_minute
 from mayfly.storage.files import Attributes, locked_at_once, replace_file
 
 CA_LIFETIME = timedelta(days=365)
@@ -152,10 +153,12 @@ def renew(
     """
     with locked(directory):
         authority = read_authority(directory / "ca.crt")
-        if expired := authority.expired(now):
+        if authority.expired(now):
+            # Without the time of this host: it is the same problem at each attempt.
             raise TrustError(
-                f"{authority.path}: this CA {expired}: set the clock if it is wrong, else stop "
-                "Mayfly and start it again, for another CA, which every node must be told to trust"
+                f"{authority.path}: this CA expired {to_the_minute(authority.not_after)}: set the "
+                "clock if it is wrong, else stop Mayfly and start it again, for another CA, which "
+                "every node must be told to trust"
             )
         return _renew_leaf(directory, authority, names, extra, now)
 
