@@ -151,11 +151,11 @@ class Receipts:
         A kernel that does not tell what was acknowledged still tells how much was not, except of a
         connection that has broken.
         """
-        connected = self._socket
-        if connected is None or tcp_info.tells_acknowledged(connected):
-            return max(self._goal - self._acked(), 0)
+        acked = self._acked()
+        if acked or self._socket is None:
+            return max(self._goal - acked, 0)
         left = self._outq() + self._buffered()
-        return max(left, 1) if tcp_info.has_broken(connected) else left
+        return max(left, 1) if tcp_info.has_broken(self._socket) else left
 
     def _unreceived(self) -> int:
         if self._socket is None:

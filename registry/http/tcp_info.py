@@ -25,17 +25,13 @@ _BYTES_ACKED = struct.Struct("=120xQ")
 
 
 def acknowledged(connected: socket.socket) -> int:
-    """Return the bytes sent and acknowledged by the peer; 0 if the kernel does not tell."""
+    """Return the bytes sent and acknowledged by the peer; 0 if there are none.
+
+    It is 0 where the kernel does not tell, too: that of gVisor answers in full length, with zeros
+    (pkg/tcpip of its sources).
+    """
     found = _read(connected)
     return int(_BYTES_ACKED.unpack_from(found)[0]) if len(found) >= _BYTES_ACKED.size else 0
-
-
-def tells_acknowledged(connected: socket.socket) -> bool:
-    """Whether the kernel tells `acknowledged`, of a connection that has got any acknowledgement.
-
-    The kernel of gVisor answers in full length, with zeros (pkg/tcpip of its sources).
-    """
-    return acknowledged(connected) > 0
 
 
 def has_broken(connected: socket.socket) -> bool:
