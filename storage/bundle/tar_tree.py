@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from mayfly.storage.bundle.errors import BundleConflict, BundleInvalid
 from mayfly.storage.bundle.files import Files, TarFile, read
+from mayfly.storage.bundle.verified import Piece
 from mayfly.storage.errors import PathRefused
 
 _FILE, _DIRECTORY = stat.S_IFREG | 0o444, stat.S_IFDIR | 0o555
@@ -52,10 +53,7 @@ class TarTree:
         name = self._name(path)
         found: dict[bytes, str] = {}
         for label, tar in self._tars:
-            try:
-                piece = tar.locate(name)
-            except BundleInvalid as error:
-                raise PathRefused(error.message) from None
+            piece = _locate(tar, name)
             if piece is not None:
                 start = read(piece._replace(size=min(piece.size, count)), name)
                 found.setdefault(start, label)
@@ -93,10 +91,7 @@ class TarTree:
             PathRefused: see `status`.
         """
         for _, tar in self._tars:
-            try:
-                piece = tar.locate(name)
-            except BundleInvalid as error:
-                raise PathRefused(error.message) from None
+            piece = _locate(tar, name)
             if piece is not None:
                 return _FILE, piece.size
             if tar.is_directory(name):
@@ -118,6 +113,13 @@ class TarTree:
         if not name.startswith(self._above):
             raise ValueError(f"{name} is not below {self.root}")
         return name[len(self._above) :]
+
+
+def _locate(tar: TarFile, name: str) -> Piece | None:
+    try:
+        return tar.locate(name)
+    except BundleInvalid as error:
+        raise PathRefused(error.message) from None
 
 
 def _like(status: os.stat_result, mode: int, size: int) -> os.stat_result:
