@@ -68,10 +68,11 @@ root_of() { # directory of the process
     printf '%s' "${root:-/var/lib/kubelet}"
 }
 
-# Print the directories in which a kubelet listens, whatever program it is part of, as in k3s.
+# Print the directories in which a kubelet listens, whatever program it is part of, as in k3s. It binds
+# a temporary name and then renames the file, and the kernel shows the first name. Sockets without a
+# file, whose names begin with "@", are none of kubelet's.
 listening() {
-    sed -n 's|^.* \(/.*\)/pod-resources/kubelet\.sock$|\1|p' "$tree/proc/net/unix" 2>/dev/null |
-        sort -u
+    sed -n 's|^[^/@]* \(/.*\)/pod-resources/[^/]*$|\1|p' "$tree/proc/net/unix" 2>/dev/null | sort -u
 }
 
 tell_records() {
@@ -81,19 +82,18 @@ tell_records() {
         return
     fi
     tell kubelet yes
+    # One that is part of another program has no flags to read: any other directory may be a pod's.
     directory=
-    if [ -z "$own" ]; then
-        # One that is part of another program has no other sign than where it listens, and any other
-        # directory may be its own. Programs of pods are no sign that there is no such kubelet.
-        directory=/var/lib/kubelet
-        [ "$listens" = "$directory" ] || { [ -n "$apart" ] && [ -z "$listens" ]; } || return
-    fi
+    [ -n "$own" ] || directory=/var/lib/kubelet
     # The node's kubelet may be any of these. Its directory has the same path for the runtime, which
     # mounts volumes of pods from it.
     for one in $own $apart; do
         other=$(root_of "$one") && [ "${directory:-$other}" = "$other" ] || return
         directory=$other
     done
+    # A process that only prints its version listens nowhere, and a kubelet that listens elsewhere may
+    # be the node's.
+    [ -n "$listens" ] && [ "$listens" = "${directory%/}" ] || return
     directory=$tree$directory
     # A kubelet that keeps records makes it when it starts: without it, this one keeps none, or has
     # another directory.

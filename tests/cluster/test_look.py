@@ -137,7 +137,8 @@ class Tree:
         """Have kubelets listen in their directories, and nothing else."""
         (self.root / "proc/net").mkdir(exist_ok=True)
         begin = "0000000000000000: 00000002 00000000 00010000 0001 01 7"
-        lines = [f"{begin} {one}/pod-resources/kubelet.sock\n" for one in directories]
+        # The name of the file before kubelet renames it.
+        lines = [f"{begin} {one}/pod-resources/3490153311\n" for one in directories]
         (self.root / "proc/net/unix").write_text("".join(lines))
 
     def facts(self, endpoint: str = "", **variables: str) -> NodeFacts:
@@ -182,6 +183,7 @@ def test_forged_kubelet(tmp_path: Path, forged: dict[str, str]) -> None:
     node = Tree(tmp_path)
     node.process(60, "kubelet", OTHER, **forged)
     node.process(70, "kubelet")
+    node.sockets("/var/lib/kubelet")
     node.records("data/kubelet", "forged")
     node.records("var/lib/kubelet", "real")
     facts = node.facts()
@@ -193,6 +195,7 @@ def test_kubelet_with_mounts_of_its_own(tmp_path: Path, number: int) -> None:
     """It may be the node's, by its service's settings, or a pod's: there is one, records unseen."""
     node = Tree(tmp_path)
     node.process(number, "kubelet", OTHER, mounts="2")
+    node.sockets("/var/lib/kubelet")
     node.records("data/kubelet", "other")
     facts = node.facts()
     assert (facts.has_kubelet, facts.has_records) == (True, False)
@@ -215,6 +218,7 @@ def test_kubelet_beside_another_one(tmp_path: Path, number: int) -> None:
     node = Tree(tmp_path)
     node.process(number, "kubelet", "--version")
     node.process(70, "kubelet", OTHER)
+    node.sockets("/data/kubelet")
     node.records("data/kubelet", "real")
     node.records("var/lib/kubelet", "stale")
     facts = node.facts()
@@ -231,6 +235,7 @@ def test_kubelet_beside_another_one(tmp_path: Path, number: int) -> None:
         ("--root_dir=/data/kubelet",),
         ("--root-dir=/var/lib/kubelet", OTHER),
         ("--root-dir", "--root-dir=/x", "--v=2", "--root_dir", "/data/kubelet"),
+        ("--root-dir=/data/kubelet/",),
     ],
     ids=str,
 )
@@ -238,6 +243,7 @@ def test_flags_as_kubelet_reads_them(tmp_path: Path, words: tuple[str, ...]) -> 
     """Its directory counts; an underscore is a hyphen, and the last of several values is taken."""
     node = Tree(tmp_path)
     node.process(70, "/usr/bin/kubelet", *words)
+    node.sockets("/data/kubelet")
     node.records("data/kubelet", "a", "b")
     node.records("var/lib/kubelet", "stale")
     facts = node.facts()
@@ -250,6 +256,7 @@ def test_kubelet_that_ends_meanwhile(tmp_path: Path, mounts: str) -> None:
     node = Tree(tmp_path)
     node.process(70, "kubelet", mounts=mounts)
     (tmp_path / "proc/70/cmdline").write_text("")
+    node.sockets("/var/lib/kubelet")
     node.records("var/lib/kubelet", "stale")
     facts = node.facts()
     assert (facts.has_kubelet, facts.has_records) == (True, False)
@@ -277,6 +284,9 @@ def test_kubelet_within_another_program(tmp_path: Path) -> None:
         (("/x/var/lib/kubelet",), False),
         # One of them may be of a pod, and records of the other stale.
         (("/var/lib/kubelet", "/snap/kubelet"), False),
+        # A path with a space, and a name without a file.
+        (("/x /var/lib/kubelet",), False),
+        (("/var/lib/kubelet", "@/data/kubelet", "@x /data/kubelet"), True),
     ],
     ids=str,
 )
@@ -297,12 +307,30 @@ def test_kubelet_that_only_its_socket_shows(
     assert node.facts().has_records is counts
 
 
+@pytest.mark.parametrize("mounts", ["1", "2"], ids=["own", "apart"])
+@pytest.mark.parametrize(
+    "directories", [(), ("/data/kubelet",), ("/var/lib/kubelet", "/data/kubelet")], ids=str
+)
+def test_kubelet_that_does_not_listen_in_its_directory(
+    tmp_path: Path, directories: tuple[str, ...], mounts: str
+) -> None:
+    """It may only print its version, beside one that is part of another program, as in k3s."""
+    node = Tree(tmp_path)
+    node.process(70, "kubelet", "--version", mounts=mounts)
+    node.sockets(*directories)
+    node.records("var/lib/kubelet", "stale")
+    node.records("data/kubelet", "real")
+    facts = node.facts()
+    assert (facts.has_kubelet, facts.has_records) == (True, False)
+
+
 @pytest.mark.parametrize("own", ["1", "2"])
 def test_node_whose_first_process_cannot_be_read(tmp_path: Path, own: str) -> None:
     """The script's own namespaces are the node's then; without them no process counts as such."""
     node = Tree(tmp_path)
-    node.process(60, "kubelet")
-    node.records("var/lib/kubelet", "a")
+    node.process(60, "kubelet", OTHER)
+    node.sockets("/data/kubelet")
+    node.records("data/kubelet", "a")
     for kind in ("pid", "mnt"):
         (tmp_path / f"proc/1/ns/{kind}").unlink()
     facts = node.facts()
@@ -316,6 +344,7 @@ def test_kubelet_without_records_is_a_gap(tmp_path: Path) -> None:
     (tmp_path / "var/lib/kubelet").mkdir(parents=True)
     node = Tree(tmp_path)
     node.process(70, "kubelet")
+    node.sockets("/var/lib/kubelet")
     facts = node.facts()
     assert (facts.has_kubelet, facts.has_records) == (True, False)
     pulled = node.records("var/lib/kubelet")
