@@ -31,11 +31,11 @@ _MIN_WAITING = 64
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """The client of a request, as it takes turns: all with the same key are one client.
+    """The client of a request: all with the same key are one client.
 
     Attributes:
-        key: of the client.
-        is_gone: whether the request's connection has ended, so that it needs no turn any more.
+        key: of the client; work that outlives the request keeps only that.
+        is_gone: whether the request's connection has ended, so that it waits for nothing any more.
     """
 
     key: Hashable

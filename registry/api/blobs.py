@@ -18,13 +18,7 @@ async def get(context: Context, http: HTTPRequest, request: Request) -> Response
     assert request.digest is not None
     digest = str(request.digest)
     headers = COMMON_HEADERS | {"Content-Type": OCTET_STREAM, "Docker-Content-Digest": digest}
-    bring = partial(
-        context.mirror.bring_blob,
-        context.client,
-        request.repository,
-        request.digest,
-        http.is_gone,
-    )
+    bring = partial(context.mirror.bring_blob, context.client, request.repository, request.digest)
     if request.method == "HEAD":
         await bring(head=True)
         content = await in_thread(context.store.touch, request.repository, request.digest)

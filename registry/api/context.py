@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mayfly.auth.networks import network_of
@@ -74,19 +74,14 @@ class Mirror(Protocol):
     """
 
     async def bring_manifest(
-        self,
-        client: Hashable,
-        repository: str,
-        reference: Digest | str,
-        is_gone: Callable[[], bool],
+        self, client: Client, repository: str, reference: Digest | str
     ) -> None:
         """Have the store know a manifest, by digest or tag.
 
         Args:
-            client: see `Context.client`; clients share each upstream.
+            client: that asks; clients share each upstream. Nothing is waited for once it is gone.
             repository: its canonical name.
             reference: a digest or tag.
-            is_gone: whether the client has left, so that nothing is waited for.
 
         Raises:
             ManifestUnknown: neither has it.
@@ -95,29 +90,20 @@ class Mirror(Protocol):
             ConnectionError: the client is gone.
         """
 
-    async def bring_referrers(
-        self, client: Hashable, repository: str, subject: Digest, is_gone: Callable[[], bool]
-    ) -> None:
+    async def bring_referrers(self, client: Client, repository: str, subject: Digest) -> None:
         """Have the store know the referrers of a manifest, as far as they can be had now.
 
         Args:
             client: see `bring_manifest`.
             repository: its canonical name.
             subject: the manifest.
-            is_gone: see `bring_manifest`.
 
         Raises:
             ConnectionError: the client is gone.
         """
 
     async def bring_blob(
-        self,
-        client: Hashable,
-        repository: str,
-        digest: Digest,
-        is_gone: Callable[[], bool],
-        *,
-        head: bool,
+        self, client: Client, repository: str, digest: Digest, *, head: bool
     ) -> None:
         """Have the store serve a blob, or know its size.
 
@@ -125,7 +111,6 @@ class Mirror(Protocol):
             client: see `bring_manifest`.
             repository: its canonical name.
             digest: of the blob.
-            is_gone: see `bring_manifest`.
             head: whether only the size is wanted.
 
         Raises:
@@ -143,27 +128,15 @@ class _NoMirror:
     """`Mirror` of a registry without upstreams."""
 
     async def bring_manifest(
-        self,
-        client: Hashable,
-        repository: str,
-        reference: Digest | str,
-        is_gone: Callable[[], bool],
+        self, client: Client, repository: str, reference: Digest | str
     ) -> None:
         """Do nothing."""
 
-    async def bring_referrers(
-        self, client: Hashable, repository: str, subject: Digest, is_gone: Callable[[], bool]
-    ) -> None:
+    async def bring_referrers(self, client: Client, repository: str, subject: Digest) -> None:
         """Do nothing."""
 
     async def bring_blob(
-        self,
-        client: Hashable,
-        repository: str,
-        digest: Digest,
-        is_gone: Callable[[], bool],
-        *,
-        head: bool,
+        self, client: Client, repository: str, digest: Digest, *, head: bool
     ) -> None:
         """Do nothing."""
 
@@ -237,14 +210,9 @@ class Context(NamedTuple):
     is_gone: Callable[[], bool]
 
     @property
-    def client(self) -> tuple[str, str]:
-        """The key of the client in work that requests share: user and network."""
-        return self.peer.user, network_of(self.peer.address)
-
-    @property
-    def asker(self) -> Client:
-        """The same client, as it takes turns for this request alone."""
-        return Client(self.client, self.is_gone)
+    def client(self) -> Client:
+        """The client of the request; all of a user in one network are the same client."""
+        return Client((self.peer.user, network_of(self.peer.address)), self.is_gone)
 
     def digest_of(self, repository: str, reference: Digest | str) -> Digest:
         """Quick. Return the digest of a manifest that is asked for by digest or tag.

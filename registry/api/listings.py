@@ -30,7 +30,7 @@ async def catalog(context: Context, http: HTTPRequest, request: Request) -> Resp
         return _page("repositories", [], {}, None)
     limit = min(asked or CATALOG_PAGE, CATALOG_PAGE)
     last = request.parameter("last") or ""
-    names = await in_turn(context.asker, _readable, context, last, limit + 1)
+    names = await in_turn(context.client, _readable, context, last, limit + 1)
     link = f"/v2/_catalog?n={limit}&last={quote(names[limit - 1])}" if len(names) > limit else None
     return _page("repositories", names[:limit], {}, link)
 
@@ -45,7 +45,7 @@ async def tags(context: Context, http: HTTPRequest, request: Request) -> Respons
     """GET ``/v2/<name>/tags/list``: list a repository's tags."""
     limit = _limit(request)
     last = request.parameter("last") or ""
-    known = await in_turn(context.asker, context.store.tags, request.repository)
+    known = await in_turn(context.client, context.store.tags, request.repository)
     names = [name for name in known if name > last]
     shown = names if limit is None else names[:limit]
     link = None
@@ -61,10 +61,8 @@ async def referrers(context: Context, http: HTTPRequest, request: Request) -> Re
     wanted = request.parameter("artifactType")
     if wanted:
         headers["OCI-Filters-Applied"] = "artifactType"
-    await context.mirror.bring_referrers(
-        context.client, request.repository, request.digest, http.is_gone
-    )
-    page, last = await in_turn(context.asker, _referrers_page, context, request, wanted)
+    await context.mirror.bring_referrers(context.client, request.repository, request.digest)
+    page, last = await in_turn(context.client, _referrers_page, context, request, wanted)
     if last is not None:
         path = f"/v2/{request.repository}/referrers/{request.digest}"
         kept = f"&artifactType={quote(wanted, safe='')}" if wanted else ""

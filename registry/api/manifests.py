@@ -23,9 +23,7 @@ from mayfly.storage.reference import check_tag
 async def get(context: Context, http: HTTPRequest, request: Request) -> Response:
     """GET and HEAD: send the exact bytes that were pushed, with their media type."""
     try:
-        await context.mirror.bring_manifest(
-            context.client, request.repository, request.reference, http.is_gone
-        )
+        await context.mirror.bring_manifest(context.client, request.repository, request.reference)
         digest, content, cached = await _load(context, request)
     except (StorageError, UpstreamUnavailable):
         if request.digest is not None:
@@ -60,7 +58,7 @@ async def put(context: Context, http: HTTPRequest, request: Request) -> Response
     for tag in tags:
         check_tag(tag)
     # Before the first byte is read: requests that wait here take no memory.
-    gate, client = context.manifests.gate, context.asker
+    gate, client = context.manifests.gate, context.client
     async with gate.admit(client, http.body.length if http.body is not None else 0):
         body = await read_document(http, manifests.MAX_SIZE)
         announced = http.headers.get("Content-Type")
@@ -124,7 +122,7 @@ async def _read(
         return content, cached
     load = partial(
         context.manifests.load,
-        context.asker,
+        context.client,
         head=head,
         on_read=partial(context.store.compare, repository, digest),
     )

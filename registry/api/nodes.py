@@ -67,7 +67,7 @@ async def _all_received(http: HTTPRequest, receipts: Receipts) -> None:
 
 async def _claim(context: Context, scripts: Scripts, token: str) -> bytes | None:
     """Return the script of a token for this request; a request that is cancelled gives it back."""
-    claiming = asyncio.ensure_future(in_turn(context.asker, scripts.claim, token))
+    claiming = asyncio.ensure_future(in_turn(context.client, scripts.claim, token))
 
     def give_back(claimed: asyncio.Future[bytes | None]) -> None:
         if not claimed.cancelled() and not claimed.exception() and claimed.result() is not None:
@@ -91,10 +91,10 @@ async def nonce(context: Context, http: HTTPRequest, request: Request) -> Respon
 async def prove(context: Context, http: HTTPRequest, request: Request) -> Response:
     """POST: record the node's proof, in place of its last one."""
     size = http.body.length if http.body is not None else 0
-    async with context.manifests.gate.admit(context.asker, size):
+    async with context.manifests.gate.admit(context.client, size):
         body = await read_document(http, MAX_BODY)
         try:
-            proof = await in_turn(context.asker, parse_proof, body)
+            proof = await in_turn(context.client, parse_proof, body)
         except ProofInvalid as error:
             raise ParameterInvalid(str(error)) from None
     if not context.observer.nonces.spend(request.node, proof.nonce):

@@ -161,7 +161,7 @@ async def _mount(context: Context, request: Request, digest: Digest) -> bool:
     """
     source = _mount_source(request)
     if source is None:
-        source = await in_turn(context.asker, _readable_holder, context, digest)
+        source = await in_turn(context.client, _readable_holder, context, digest)
     elif not context.caller.allows(Need("repository", source, "pull")):
         return False
     if source is None:

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from typing import NamedTuple, TypeVar
 
 from mayfly.registry.errors import UpstreamUnavailable
-from mayfly.registry.threads import Turns
+from mayfly.registry.threads import Client, Turns
 from mayfly.registry.upstream.download import POLL_SECONDS
 from mayfly.registry.upstream.errors import (
     ContentWrong,
@@ -69,22 +69,7 @@ WRONG_SECONDS = 60.0
 _REMEMBERED_BYTES = 2 * 1024 * 1024
 """Memory for all failures that are remembered."""
 
-IsGone = Callable[[], bool]
-"""Whether a client has left."""
-
 T = TypeVar("T")
-
-
-class Asker(NamedTuple):
-    """A client that waits for an upstream's content.
-
-    Attributes:
-        client: as clients are told apart that share the upstream's turns.
-        is_gone: whether it has left, so that nothing is waited for.
-    """
-
-    client: Hashable
-    is_gone: IsGone
 
 
 class LookupKey(NamedTuple):
@@ -176,7 +161,7 @@ class Lookups:
         host: UpstreamHost,
         key: LookupKey,
         look: Look,
-        asker: Asker,
+        client: Client,
         *,
         has_stale: bool = False,
     ) -> None:
@@ -197,13 +182,13 @@ class Lookups:
             if failure is not None and time.monotonic() < failure.until:
                 raise _error(failure, host, key, has_stale)
             limit = 0.0 if has_stale else PATIENCE_SECONDS
-            if _rests(host, limit) or not self._tasks.has_room(asker.client):
+            if _rests(host, limit) or not self._tasks.has_room(client.key):
                 raise UpstreamUnavailable(host.name)
-            task = self._tasks.start(asker.client, self._run(host, key, look, asker.client))
+            task = self._tasks.start(client.key, self._run(host, key, look, client.key))
             self._running[key] = task
             task.add_done_callback(lambda _: self._running.pop(key))
         seconds = _STALE_SECONDS if has_stale else PATIENCE_SECONDS
-        if failure := await wait_for(host, task, seconds, asker.is_gone):
+        if failure := await wait_for(host, task, seconds, client):
             raise _error(failure, host, key, has_stale)
 
     async def _run(
@@ -254,7 +239,7 @@ class Lookups:
 
 
 async def wait_for(
-    host: UpstreamHost, shared: asyncio.Future[T], seconds: float, is_gone: IsGone
+    host: UpstreamHost, shared: asyncio.Future[T], seconds: float, client: Client
 ) -> T:
     """Wait for a future that other clients may wait for too, and return its result.
 
@@ -268,7 +253,7 @@ async def wait_for(
         left = end - time.monotonic()
         if left <= 0:
             raise UpstreamUnavailable(host.name)
-        if is_gone():
+        if client.is_gone():
             raise ConnectionResetError("client is gone")
         await asyncio.wait([shared], timeout=min(left, POLL_SECONDS))
     if shared.cancelled():

@@ -27,7 +27,7 @@ from typing import Self
 
 from mayfly.registry import log
 from mayfly.registry.errors import UpstreamUnavailable
-from mayfly.registry.threads import Turns, in_thread
+from mayfly.registry.threads import Client, Turns, in_thread
 from mayfly.registry.upstream import lookups
 from mayfly.registry.upstream.client import Fetched
 from mayfly.registry.upstream.download import Announced, Download
@@ -38,7 +38,7 @@ from mayfly.registry.upstream.errors import (
     UpstreamError,
 )
 from mayfly.registry.upstream.health import UpstreamHost, UpstreamRecord
-from mayfly.registry.upstream.lookups import Asker, IsGone, LookupKey, Lookups, Requests
+from mayfly.registry.upstream.lookups import LookupKey, Lookups, Requests
 from mayfly.registry.upstream.names import Origin, UpstreamNames
 from mayfly.registry.upstream.tasks import ClientTasks
 from mayfly.storage.digest import Digest
@@ -72,10 +72,6 @@ _MAX_REFERRERS = 100
 
 MakeRoom = Callable[[int], Awaitable[None]]
 """Evicts content to make room for a number of bytes."""
-
-
-def _never() -> bool:
-    return False
 
 
 class Mirror:
@@ -149,19 +145,14 @@ class Mirror:
     # Manifests
 
     async def bring_manifest(
-        self,
-        client: Hashable,
-        repository: str,
-        reference: Digest | str,
-        is_gone: IsGone = _never,
+        self, client: Client, repository: str, reference: Digest | str
     ) -> None:
         """Have the store know a manifest that the upstream has, by digest or tag.
 
         Args:
-            client: as clients are told apart that share the upstream.
+            client: that asks; clients share the upstream. Nothing is waited for once it is gone.
             repository: as `names` resolves it.
             reference: a digest or tag.
-            is_gone: whether the client has left, so that nothing is waited for.
 
         Raises:
             ManifestUnknown: neither has it.
@@ -173,14 +164,13 @@ class Mirror:
         if origin is None:
             return
         host = self._hosts[origin.host]
-        asker = Asker(client, is_gone)
         if isinstance(reference, Digest):
-            await self._bring_digest(host, origin, repository, reference, asker)
+            await self._bring_digest(host, origin, repository, reference, client)
         else:
-            await self._bring_tag(host, origin, repository, reference, asker)
+            await self._bring_tag(host, origin, repository, reference, client)
 
     async def _bring_digest(
-        self, host: UpstreamHost, origin: Origin, repository: str, digest: Digest, asker: Asker
+        self, host: UpstreamHost, origin: Origin, repository: str, digest: Digest, client: Client
     ) -> None:
         if self._has_manifest(repository, digest):
             host.hits += 1
@@ -189,17 +179,17 @@ class Mirror:
         host.misses += 1
         fetch = partial(self._fetch_manifest, host, origin, repository, str(digest), None)
         key = LookupKey("manifest", repository, str(digest))
-        await self._lookups.run(host, key, fetch, asker)
+        await self._lookups.run(host, key, fetch, client)
 
     async def _bring_tag(
-        self, host: UpstreamHost, origin: Origin, repository: str, tag: str, asker: Asker
+        self, host: UpstreamHost, origin: Origin, repository: str, tag: str, client: Client
     ) -> None:
         known = self._tagged(repository, tag)
         key = LookupKey("manifest", repository, tag)
         if known is None:
             host.misses += 1
             fetch = partial(self._fetch_manifest, host, origin, repository, tag, tag)
-            await self._lookups.run(host, key, fetch, asker)
+            await self._lookups.run(host, key, fetch, client)
             return
         checked = self._upper.cached.last_checked(repository, tag)
         if checked is None:
@@ -211,7 +201,7 @@ class Mirror:
             return
         compare = partial(self._compare_tag, host, origin, repository, tag, known)
         try:
-            await self._lookups.run(host, key, compare, asker, has_stale=True)
+            await self._lookups.run(host, key, compare, client, has_stale=True)
         except UpstreamUnavailable:
             host.stale += 1
         else:
@@ -276,16 +266,13 @@ class Mirror:
                 return
         await self._fetch_manifest(host, origin, repository, tag, tag, requests)
 
-    async def bring_referrers(
-        self, client: Hashable, repository: str, subject: Digest, is_gone: IsGone = _never
-    ) -> None:
+    async def bring_referrers(self, client: Client, repository: str, subject: Digest) -> None:
         """Have the store know the upstream's referrers of a manifest, as far as they can be had.
 
         Args:
             client: see `bring_manifest`.
             repository: as `names` resolves it.
             subject: the manifest.
-            is_gone: see `bring_manifest`.
 
         Raises:
             ConnectionError: the client is gone.
@@ -302,8 +289,7 @@ class Mirror:
         # An error would tell clients less than the referrers that are here.
         with contextlib.suppress(UpstreamUnavailable, StorageError):
             host.misses += 1
-            asker = Asker(client, is_gone)
-            await self._lookups.run(host, key, fetch, asker, has_stale=True)
+            await self._lookups.run(host, key, fetch, client, has_stale=True)
 
     async def _fetch_referrers(
         self,
@@ -350,13 +336,7 @@ class Mirror:
     # Blobs
 
     async def bring_blob(
-        self,
-        client: Hashable,
-        repository: str,
-        digest: Digest,
-        is_gone: IsGone = _never,
-        *,
-        head: bool,
+        self, client: Client, repository: str, digest: Digest, *, head: bool
     ) -> None:
         """Have the store serve a blob that the upstream has.
 
@@ -364,7 +344,6 @@ class Mirror:
             client: see `bring_manifest`.
             repository: as `names` resolves it.
             digest: of the blob.
-            is_gone: see `bring_manifest`.
             head: whether only its size is wanted. For a name that can be pushed to, the upstream is
                 not asked then: a client that pushes asks so.
 
@@ -389,17 +368,17 @@ class Mirror:
             kind = "size" if head else "blob"
             look = partial(self._announce, host, origin, repository, digest)
             if not head:
-                look = partial(self._begin, host, origin, repository, digest, client)
+                look = partial(self._begin, host, origin, repository, digest, client.key)
             key = LookupKey(kind, repository, str(digest))
-            await self._lookups.run(host, key, look, Asker(client, is_gone))
+            await self._lookups.run(host, key, look, client)
             download = self._arriving.get((repository, digest))
         else:
             host.hits += 1
         if download is not None and not head:
-            self._join(download, client)
+            self._join(download, client.key)
             begun = asyncio.ensure_future(download.begun())
             try:
-                await lookups.wait_for(host, begun, lookups.PATIENCE_SECONDS, is_gone)
+                await lookups.wait_for(host, begun, lookups.PATIENCE_SECONDS, client)
             finally:
                 begun.cancel()
 
