@@ -187,7 +187,7 @@ class Client:
             asked = time.time()
             if self.wire.ask("HEAD", key.path).status == 200:
                 assert self.model.known.get(key, "never pushed"), f"{key} was deleted"
-                self.model.run_what_is_ready(key, key.name, asked)
+                self.model.confirm(key, key.name, asked)
             elif self._chance.random() < 0.3 and self._try_mount(key, None):
                 pass
             else:

@@ -83,10 +83,10 @@ class Model:
         self.doubt = {}
         self.acknowledged += bool(applied)
         for key, value in applied:
-            self.run_what_is_ready(key, value, began)
+            self.confirm(key, value, began)
 
-    def run_what_is_ready(self, key: Key, value: str | None, began: float) -> None:
-        """A thing is known to be so."""
+    def confirm(self, key: Key, value: str | None, began: float) -> None:
+        """Record what a request has shown of a thing."""
         self.known[key] = value
         if value is not None and key.kind == "blob":
             self.touch(key, began)
@@ -180,7 +180,7 @@ class Race:
         last_began = max((began for began, _, _ in answered), default=float("-inf"))
         return {digest for _, ended, digest in self.writes if ended >= last_began}
 
-    def run_what_is_ready(self, digest: str) -> None:
-        """The tag was seen to point at a manifest while nobody moved it."""
+    def confirm(self, digest: str) -> None:
+        """Record where the tag was seen to point while nobody moved it."""
         now = time.monotonic()
         self.writes = [(now, now, digest)]

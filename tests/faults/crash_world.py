@@ -192,7 +192,7 @@ class World:
         answer = wire.ask("GET", CONTENDED.path)
         assert answer.status == 200
         assert digest_of(answer.body) in self._race.candidates()
-        self._race.run_what_is_ready(digest_of(answer.body))
+        self._race.confirm(digest_of(answer.body))
         for client in self.clients:
             self._look_at_sessions(wire, client, chance)
             self._look_at_things(wire, client.model)
@@ -214,7 +214,7 @@ class World:
                 possible,
             )
             # A blob's time is that of the request in doubt at the latest; HEAD renews it.
-            model.run_what_is_ready(key, found, began)
+            model.confirm(key, found, began)
         model.doubt = {}
 
     def _look_at_sessions(self, wire: Wire, client: Client, chance: random.Random) -> None:
