@@ -20,7 +20,7 @@ from tests.browser.conftest import NewTab
 from tests.clients.proxy import BUFFER, Proxy
 from tests.support.client import ask, basic
 from tests.support.images import image_body, push, put
-from tests.support.process import PATIENCE, Mayfly, remove_tree
+from tests.support.process import PATIENCE, Mayfly, poll, remove_tree
 
 LAYER = 3 << 20
 NODES = ("127.0.0.11", "127.0.0.12", "127.0.0.13")
@@ -208,6 +208,12 @@ def test_an_upgrade_from_login_to_print(server: Mayfly, new_tab: NewTab, tmp_pat
         one.clean()
 
 
+def _wait_until_removed(server: Mayfly, user: str) -> None:
+    """Wait until the server has read that a user is removed."""
+    login = dict([basic(user, PASSWORD)])
+    server.wait_for(lambda: ask(server.host, "GET", "/v2/", headers=login).status == 401)
+
+
 def test_a_cut_line_a_removed_user_and_a_stop(server: Mayfly, new_tab: NewTab) -> None:
     """The page resumes where it was; without a session it keeps what it shows and says so."""
     with Line(server.host) as line:
@@ -226,8 +232,7 @@ def test_a_cut_line_a_removed_user_and_a_stop(server: Mayfly, new_tab: NewTab) -
         users = server.root.parent / "auth/htpasswd"
         kept = [one for one in users.read_text().splitlines() if not one.startswith("viewer:")]
         users.write_text("\n".join([*kept, ""]))
-        login = dict([basic("viewer", PASSWORD)])
-        server.wait_for(lambda: ask(server.host, "GET", "/v2/", headers=login).status == 401)
+        _wait_until_removed(server, "viewer")
         line.cut()
         viewer.says("#connection", "session has ended")
         viewer.says("h1", "0 of 3 nodes")
@@ -265,9 +270,9 @@ def test_a_filter_and_a_stop_that_is_refused(server: Mayfly, new_tab: NewTab) ->
         for key in keys:
             tab.page.keyboard.press(key)
         tab.page.wait_for_timeout(100)
-        assert tab.text(title) == node
+        poll(lambda wanted=node: tab.text(title) == wanted, lambda: tab.text(title))
     (server.root.parent / "auth/htpasswd").write_text("")
-    time.sleep(2)  # for the file to be read again
+    _wait_until_removed(server, "admin")
     tab.page.click(".stop summary")
     tab.page.click("button.danger")
     tab.says(".stop [role=alert]", "The server refused to stop (401)")
