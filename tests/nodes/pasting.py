@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -81,6 +81,43 @@ def killing(directory: Path, at: int) -> str:
         (directory / name).write_text(text)
         (directory / name).chmod(0o755)
     return str(directory)
+
+
+def killed_at_each_change(text: str, root: Path, directory: Path, first: str = "") -> Iterator[int]:
+    """Paste commands again and again, each time killed at another change, and at last whole.
+
+    Args:
+        directory: for the programs of `killing`.
+        first: commands that are pasted before each time.
+
+    Yields:
+        The number of the change, after each kill.
+    """
+    for at in range(200):
+        if first:
+            paste(first, root)
+        try:
+            paste(text, root, killing(directory, at))
+        except subprocess.CalledProcessError:
+            yield at
+        else:
+            assert at == len(list((directory / "calls").iterdir())) > 10
+            return
+    raise AssertionError("the commands never end")
+
+
+def way_back(text: str) -> str:
+    """The commands that are printed to take others back."""
+    back = [line.removeprefix("#   ") for line in text.splitlines() if line.startswith("#   ")]
+    return "\n".join(back)
+
+
+def put_own_hosts(root: Path, host: str = "quay.io") -> Path:
+    """Write a hosts.toml that an operator made for a host; the file."""
+    file = root / f"etc/containerd/certs.d/{host}/hosts.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# mine\n")
+    return file
 
 
 def _replace(directory: Path, old: bytes, new: bytes) -> None:

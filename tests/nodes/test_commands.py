@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from mayfly.registry.nodes.runtimes import RUNTIMES, EmptyNode, Runtime, make_pl
 from mayfly.registry.nodes.target import NodeCredential, parse
 from mayfly.registry.pki.certificate import fingerprint
 from mayfly.registry.pki.errors import TrustError
-from tests.nodes.pasting import break_off, killing, paste
+from tests.nodes.pasting import break_off, killed_at_each_change, paste, put_own_hosts, way_back
 from tests.nodes.test_journal import furnish
 from tests.nodes.test_script import SHELLS
 from tests.support.commands import mayfly
@@ -69,7 +68,6 @@ def test_pasting_it_makes_the_files(
     assert written == {file.path: (file.mode, file.content) for file in plan.files}
 
 
-@pytest.mark.parametrize("runtime", ["docker", "podman"])
 def _client(directory: Path, runtime: Runtime) -> str:
     """A directory with a program that notes what it is told."""
     client = directory / "bin" / runtime
@@ -107,12 +105,6 @@ def test_all_of_it_is_shell(ca_pem: bytes, shell: str) -> None:
             assert (done.returncode, done.stderr) == (0, "")
 
 
-def _back(text: str) -> str:
-    """The commands that are printed to take others back."""
-    back = [line.removeprefix("#   ") for line in text.splitlines() if line.startswith("#   ")]
-    return "\n".join(back)
-
-
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_the_way_back_by_hand(tmp_path: Path, root: Path, ca_pem: bytes, runtime: Runtime) -> None:
     """The commands that are printed for it log out and remove every file."""
@@ -120,7 +112,7 @@ def test_the_way_back_by_hand(tmp_path: Path, root: Path, ca_pem: bytes, runtime
     text, path = node_commands(target, [runtime]), _client(tmp_path, runtime)
     paste(text, root, path)
     (tmp_path / "told").unlink(missing_ok=True)
-    paste(_back(text), root, path)
+    paste(way_back(text), root, path)
     assert [path for path in root.rglob("*") if path.is_file()] == []
     if runtime != "containerd":
         assert (tmp_path / "told").read_text().startswith(f"logout {HOST}\n")
@@ -144,7 +136,7 @@ def test_a_paste_that_broke_off(
     text, node = node_commands(target, [runtime]), NodeConfig(root, runtime)
     break_off(text, root, tmp_path / "killing")
     if way == "by hand":
-        paste(_back(text), root, _client(tmp_path, runtime))
+        paste(way_back(text), root, _client(tmp_path, runtime))
     else:
         if way == "apply":
             node.apply(parse(HOST, ca_pem, ["docker.io"]))
@@ -155,24 +147,10 @@ def test_a_paste_that_broke_off(
 
 def _prepared(root: Path, ca_pem: bytes) -> str:
     """Commands for files of which a node has one, and a dangling link in place of another."""
-    certs = root / "etc/containerd/certs.d"
-    for host in ("quay.io", "ghcr.io"):
-        (certs / host).mkdir(parents=True)
-    (certs / "quay.io/hosts.toml").write_text("# mine\n")
-    (certs / "ghcr.io/hosts.toml").symlink_to("not-there")
+    other = put_own_hosts(root).parents[1] / "ghcr.io/hosts.toml"
+    other.parent.mkdir()
+    other.symlink_to("not-there")
     return node_commands(parse(HOST, ca_pem, ["quay.io", "ghcr.io"]), ["containerd"])
-
-
-def _killed_at_each_change(text: str, root: Path, directory: Path) -> Iterator[int]:
-    """Paste commands again and again, each time killed at another change; the number of that."""
-    for at in range(200):
-        try:
-            paste(text, root, killing(directory, at))
-        except subprocess.CalledProcessError:
-            yield at
-        else:
-            assert at == len(list((directory / "calls").iterdir())) > 10
-            return
 
 
 @pytest.mark.parametrize("way", ["revert", "by hand", "by hand again"])
@@ -180,11 +158,11 @@ def test_a_paste_that_is_killed(tmp_path: Path, root: Path, ca_pem: bytes, way: 
     """At any change: every way back, also after another paste, brings back all that was there."""
     text = _prepared(root, ca_pem)
     before = snapshot(root)
-    for at in _killed_at_each_change(text, root, tmp_path / "killing"):
+    for at in killed_at_each_change(text, root, tmp_path / "killing"):
         if way.endswith("again"):
             paste(text, root)
         if way.startswith("by hand"):
-            paste(_back(text), root)
+            paste(way_back(text), root)
         else:
             NodeConfig(root, "containerd").revert()
         assert snapshot(root) == before, f"killed at change {at}"
@@ -195,15 +173,13 @@ def test_a_way_back_that_is_killed(tmp_path: Path, root: Path, ca_pem: bytes, wa
     """At any change: it can be gone once more."""
     text = _prepared(root, ca_pem)
     before, node = snapshot(root), NodeConfig(root, "containerd")
-    paste(text, root)
-    for at in _killed_at_each_change(_back(text), root, tmp_path / "killing"):
+    for at in killed_at_each_change(way_back(text), root, tmp_path / "killing", first=text):
         # Once the list is gone, all that may be left are two empty directories.
         if way == "revert" or not (root / "var/lib/mayfly-node-config/containerd/pasted").exists():
             node.revert()
         else:
-            paste(_back(text), root)
+            paste(way_back(text), root)
         assert snapshot(root) == before, f"killed at change {at}"
-        paste(text, root)
 
 
 _FEW = (
@@ -238,7 +214,7 @@ def test_they_need_few_programs(tmp_path: Path, root: Path, ca_pem: bytes, shell
     few.mkdir()
     for name in (SHELLS[shell][0], *_FEW):
         (few / name).symlink_to(str(shutil.which(name)))
-    for commands in (text, _back(text)):
+    for commands in (text, way_back(text)):
         done = paste(commands, root, shell=[*SHELLS[shell], "-eu"], PATH=str(few))
         assert done.stderr == b""
     assert snapshot(root) == before
@@ -291,7 +267,7 @@ def test_by_hand_without_a_copy(root: Path, ca_pem: bytes, lost: str, shell: str
     """As revert does."""
     need(SHELLS[shell][0])
     text, after = _half_taken_back(root, ca_pem, lost)
-    done = paste(_back(text), root, shell=[*SHELLS[shell], "-eu"])
+    done = paste(way_back(text), root, shell=[*SHELLS[shell], "-eu"])
     file = f"{root}/etc/containerd/certs.d/{lost}/hosts.toml"
     warning = f"{file}.before-mayfly: this copy is gone, so {file} is removed, not restored\n"
     assert done.stderr.decode() == warning
@@ -307,7 +283,7 @@ def test_a_file_that_looks_like_a_copy(root: Path, ca_pem: bytes) -> None:
     with pytest.raises(subprocess.CalledProcessError) as refused:
         paste(text, root)
     assert b"not of these commands: move it away" in refused.value.stderr
-    paste(_back(text), root)
+    paste(way_back(text), root)
     assert snapshot(root) == before
 
 
@@ -316,7 +292,7 @@ def test_a_paste_that_is_old(root: Path, ca_pem: bytes, tmp_path: Path) -> None:
     text, node = _prepared(root, ca_pem), NodeConfig(root, "containerd")
     mine = root / "etc/containerd/certs.d/quay.io/hosts.toml"
     copies = 0
-    for at in _killed_at_each_change(text, root, tmp_path / "killing"):
+    for at in killed_at_each_change(text, root, tmp_path / "killing"):
         list_ = root / "var/lib/mayfly-node-config/containerd/pasted"
         noted = list_.read_text() if list_.exists() else ""
         if re.search("^F .*/quay.io/", noted, re.MULTILINE):
@@ -338,7 +314,7 @@ def test_by_hand_after_apply(root: Path, ca_pem: bytes) -> None:
     paste(text, root)
     node.apply(parse(HOST, ca_pem, ["quay.io"]))
     with pytest.raises(subprocess.CalledProcessError):
-        paste(_back(text), root)
+        paste(way_back(text), root)
     node.revert()
     assert snapshot(root) == before
 
@@ -355,7 +331,7 @@ def test_by_hand_after_a_paste_over_what_was_applied(root: Path, ca_pem: bytes, 
     pasted = (certs / "quay.io/hosts.toml").read_bytes()
     for _ in range(2):
         with pytest.raises(subprocess.CalledProcessError) as left:
-            paste(_back(text), root, shell=[*SHELLS[shell], "-eu"])
+            paste(way_back(text), root, shell=[*SHELLS[shell], "-eu"])
         revert = "mayfly node-config revert --runtime containerd\n"
         said = left.value.stderr.decode()
         assert f"{certs}/quay.io/hosts.toml stays: for it, {revert}" in said
@@ -369,9 +345,7 @@ def test_by_hand_after_a_paste_over_what_was_applied(root: Path, ca_pem: bytes, 
 
 def test_a_paste_on_a_full_disk(tmp_path: Path, root: Path, ca_pem: bytes) -> None:
     """It fails, leaves no part of a file, and what was there stays, also in its copy."""
-    mine = root / "etc/containerd/certs.d/quay.io/hosts.toml"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("# mine\n")
+    mine = put_own_hosts(root)
     before = snapshot(root)
     text = node_commands(parse(HOST, ca_pem, ["quay.io"]), ["containerd"])
     (tmp_path / "full").mkdir()
@@ -398,9 +372,7 @@ def test_revert_takes_a_paste_back(
     """Every byte, and the logins are named; also after apply on top of it."""
     if furnished:
         furnish(root)
-        mine = root / "etc/containerd/certs.d/quay.io/hosts.toml"
-        mine.parent.mkdir(parents=True)
-        mine.write_text("# mine\n")
+        put_own_hosts(root)
     before = snapshot(root)
     target = parse(HOST, ca_pem, ["quay.io"], credential=NodeCredential("robot+n", "pass"))
     text, path = node_commands(target, [runtime]), _client(tmp_path, runtime)
@@ -526,9 +498,7 @@ def test_removed_copies_are_durable_before_the_list_goes(
 
 def test_a_crash_while_a_paste_is_taken_over(root: Path, ca_pem: bytes) -> None:
     """At every point of apply and of revert: revert brings back every byte."""
-    mine = root / "etc/containerd/certs.d/quay.io/hosts.toml"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("# mine\n")
+    put_own_hosts(root)
     before = snapshot(root)
     target = parse(HOST, ca_pem, ["quay.io"])
     text, node = node_commands(target, ["containerd"]), NodeConfig(root, "containerd")

@@ -25,7 +25,7 @@ from mayfly.registry.nodes.runtimes import RUNTIMES, Runtime, notes_after_revert
 from mayfly.registry.nodes.script import NodeImage, images_of, node_script, quote
 from mayfly.registry.nodes.target import NodeCredential, Target, parse
 from mayfly.registry.pki.errors import TrustError
-from tests.nodes.pasting import break_off, killing, paste
+from tests.nodes.pasting import break_off, killed_at_each_change, paste, put_own_hosts, way_back
 from tests.nodes.test_journal import furnish
 from tests.support.commands import mayfly
 from tests.support.process import PATIENCE, need, text_of
@@ -457,9 +457,7 @@ def _paste(node: Node, target: Target, runtime: Runtime, *mirrors: str) -> None:
 def test_revert_takes_a_paste_back(node: Node, target: Target, runtime: Runtime) -> None:
     """Every byte that was there before, and the login; also after apply on top of it."""
     furnish(node.root)
-    mine = node.root / "etc/containerd/certs.d/quay.io/hosts.toml"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("# mine\n")
+    put_own_hosts(node.root)
     before = node.look()
     script = node.script(target, runtime)
     for verbs in (["revert"], ["apply", "revert"]):
@@ -528,14 +526,11 @@ def test_revert_without_the_runtime_that_is_logged_in(node: Node, target: Target
 @pytest.mark.parametrize("verbs", [["revert"], ["apply", "revert"]])
 def test_revert_of_a_paste_without_a_copy(node: Node, target: Target, verbs: list[str]) -> None:
     """Mayfly's file is removed, and a warning names it; a file that was restored stays."""
-    certs = node.root / "etc/containerd/certs.d"
-    for host in ("quay.io", "ghcr.io"):
-        (certs / host).mkdir(parents=True)
-        (certs / host / "hosts.toml").write_text("# mine\n")
+    lost, restored = (put_own_hosts(node.root, host) for host in ("quay.io", "ghcr.io"))
     before = node.look()
     _paste(node, target, "containerd", "quay.io", "ghcr.io")
-    (certs / "quay.io/hosts.toml.before-mayfly").unlink()
-    (certs / "ghcr.io/hosts.toml.before-mayfly").rename(certs / "ghcr.io/hosts.toml")
+    lost.with_name("hosts.toml.before-mayfly").unlink()
+    restored.with_name("hosts.toml.before-mayfly").rename(restored)
     warnings = []
     for verb in verbs:
         done = node.run(node.script(target, "containerd"), verb)
@@ -552,28 +547,16 @@ def test_revert_of_a_paste_without_a_copy(node: Node, target: Target, verbs: lis
 
 def test_revert_of_a_paste_that_was_killed(dash: Node, target: Target) -> None:
     """At any change, and after commands that put it back were killed, too."""
-    mine = dash.root / "etc/containerd/certs.d/quay.io/hosts.toml"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("# mine\n")
+    put_own_hosts(dash.root)
     before = snapshot(dash.root)
     script = dash.script(target, "containerd")
     text = node_commands(replace(target, mirrors=("quay.io",)), ["containerd"])
-    back = [line.removeprefix("#   ") for line in text.splitlines() if line.startswith("#   ")]
-    seen = 0
-    for commands, first in ((text, ""), ("\n".join(back), text)):
-        for at in range(100):
-            paste(first, dash.root)
-            try:
-                paste(commands, dash.root, killing(dash.state / "killing", at))
-            except subprocess.CalledProcessError:
-                seen += 1
-            else:
-                break
+    for commands, first in ((text, ""), (way_back(text), text)):
+        for at in killed_at_each_change(commands, dash.root, dash.state / "killing", first):
             done = dash.run(script, "revert")
             assert done.returncode == 0, (at, done.stderr)
             assert snapshot(dash.root) == before, at
         assert dash.run(script, "revert").returncode == 0
-    assert seen > 20
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -609,9 +592,7 @@ def test_an_edit_names_the_words_that_lose_it(dash: Node, target: Target) -> Non
 
 def test_killed_while_a_paste_is_taken_over(dash: Node, target: Target) -> None:
     """kill -9 before each change of apply and of revert: revert brings all back."""
-    mine = dash.root / "etc/containerd/certs.d/quay.io/hosts.toml"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("# mine\n")
+    put_own_hosts(dash.root)
     before = snapshot(dash.root)
     path = _killers(dash)
     script = dash.script(target, "containerd")
