@@ -19,6 +19,7 @@ Add one: a test function, one `with` line, and the attack as its body.
 - At the end of the block: at least ``probes`` probes were answered before the attack ended, none
   failed, peak memory (VmHWM) is at most ``growth`` MiB (128) above calm. Milliseconds are recorded,
   not asserted.
+- ``hostile.attack_by_lines(name, count, before=...)`` is an attack with that many connections.
 - ``hostile.serve(*options)`` before the block starts the server with options and returns it, for
   what has to be in the store first. ``hostile.serve(..., root=PATH)`` serves an existing store.
 - ``may_end=True`` where the server ends during the attack (signals, deadlines).

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, ClassVar
 
-from tests.faults.flood_load import MIB, Costs, tell
+from tests.faults.flood_load import MIB, Costs, many_files, tell
 from tests.support.commands import measured
 from tests.support.process import CACHE, REPO, Mayfly, Process, poll, remove_tree
 
@@ -149,6 +150,36 @@ class Under:
         return True
 
 
+@contextmanager
+def lines(
+    host: str,
+    count: int,
+    *,
+    receive_buffer: int | None = None,
+    source: Callable[[int], str] | None = None,
+) -> Iterator[list[socket.socket]]:
+    """Open a number of connections, and close them after the block.
+
+    Args:
+        receive_buffer: bytes that the kernel keeps of each for its reader; None for its default.
+        source: gives the address of the connection with a number; None for any.
+    """
+    many_files()
+    name, _, port = host.rpartition(":")
+    with ExitStack() as stack:
+        made = []
+        for number in range(count):
+            line = stack.enter_context(socket.socket())
+            line.settimeout(60)
+            if receive_buffer is not None:
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            if source is not None:
+                line.bind((source(number), 0))
+            line.connect((name, int(port)))
+            made.append(line)
+        yield made
+
+
 class Hostile:
     """Starts servers and attacks for one test; a test's fixture."""
 
@@ -210,6 +241,25 @@ class Hostile:
         )
         assert peak <= growth, f"{peak:.1f} MiB above calm, at most {growth} are promised"
         assert "Traceback" not in server.output(), server.describe()
+
+    @contextmanager
+    def attack_by_lines(
+        self,
+        name: str,
+        count: int,
+        *,
+        before: str,
+        growth: float = GROWTH,
+        may_end: bool = False,
+        source: Callable[[int], str] | None = None,
+        receive_buffer: int | None = None,
+    ) -> Iterator[tuple[Under, list[socket.socket]]]:
+        """Attack by a number of connections in the body of this context; see `attack`, `lines`."""
+        with (
+            self.attack(name, before=before, growth=growth, may_end=may_end) as under,
+            lines(under.host, count, receive_buffer=receive_buffer, source=source) as made,
+        ):
+            yield under, made
 
     def command(
         self,

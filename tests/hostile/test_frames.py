@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import http.client
 import random
-import socket
 import threading
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 from tests.bundle.builders import Layout, tar
@@ -41,16 +40,11 @@ def test_ranges_of_large_frames(hostile: Hostile, tmp_path: Path) -> None:
                 assert (answer.status, answer.read()) == (206, layer[at : at + 1])
                 asked.append(at)
 
-    address, _, port = server.host.rpartition(":")
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
-    with (
-        ExitStack() as stack,
-        hostile.attack(
-            "single bytes of frames of 8 MiB, and 64 clients that do not read", before=""
-        ) as under,
-    ):
-        for _ in range(IDLE):
-            idle = stack.enter_context(socket.create_connection((address, int(port)), 60))
+    with hostile.attack_by_lines(
+        "single bytes of frames of 8 MiB, and 64 clients that do not read", IDLE, before=""
+    ) as (under, unread):
+        for idle in unread:
             idle.sendall(f"GET {path} HTTP/1.1\r\nHost: {server.host}\r\n\r\n".encode())
         for thread in threads:
             thread.start()

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.flood_load import many_files
-from tests.hostile.harness import Hostile
+from tests.hostile.harness import Hostile, lines
 from tests.support.beside import repeating
 
 
@@ -30,31 +28,13 @@ def test_blanks_in_a_length(hostile: Hostile) -> None:
             assert b" 400 " in exchange(under.host, head)
 
 
-@contextlib.contextmanager
-def lines(host: str, count: int) -> Iterator[list[socket.socket]]:
-    """So many connections."""
-    many_files()
-    name, _, port = host.rpartition(":")
-    with contextlib.ExitStack() as stack:
-        made = []
-        for _ in range(count):
-            line = stack.enter_context(socket.create_connection((name, int(port)), timeout=60))
-            made.append(line)
-        yield made
-
-
 def test_partial_heads(hostile: Hostile) -> None:
     """Heads that never end share one budget: those kept for longest make room."""
     count = 3000 if hostile.long else 600
     part = b"GET / HTTP/1.1\r\nA: " + b"a" * 60_000
-    with (
-        hostile.attack(
-            f"{count} heads of 60 KiB without an end",
-            before="68 KiB each",
-            growth=64,
-        ) as under,
-        lines(under.host, count) as made,
-    ):
+    with hostile.attack_by_lines(
+        f"{count} heads of 60 KiB without an end", count, before="68 KiB each", growth=64
+    ) as (under, made):
         for line in made:
             with contextlib.suppress(ConnectionError):
                 line.sendall(part)
@@ -72,12 +52,9 @@ def test_long_heads_of_idle_connections(hostile: Hostile) -> None:
     """What a served request leaves behind until the next one counts, too."""
     count = 3000 if hostile.long else 400
     head = b"GET /livez HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 60_000 + b"\r\n\r\n"
-    with (
-        hostile.attack(
-            f"{count} idle connections after heads of 60 KiB", before="(new)", growth=64
-        ) as under,
-        lines(under.host, count) as made,
-    ):
+    with hostile.attack_by_lines(
+        f"{count} idle connections after heads of 60 KiB", count, before="(new)", growth=64
+    ) as (under, made):
         for line in made:
             line.sendall(head)
             assert line.recv(4096).startswith(b"HTTP/1.1 200 ")
@@ -101,12 +78,9 @@ def test_head_in_crumbs(hostile: Hostile) -> None:
 def test_pipelined_requests(hostile: Hostile) -> None:
     """Requests that come faster than they are answered wait with their sender."""
     many = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 2000
-    with (
-        hostile.attack(
-            "requests without end on 16 connections", before="(new)", growth=32
-        ) as under,
-        lines(under.host, 16) as made,
-    ):
+    with hostile.attack_by_lines(
+        "requests without end on 16 connections", 16, before="(new)", growth=32
+    ) as (under, made):
         unsent = dict.fromkeys(made, many)
         for line in made:
             line.setblocking(False)

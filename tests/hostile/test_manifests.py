@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mayfly.storage.manifest import OCI_INDEX, OCI_MANIFEST
-from tests.hostile.harness import LONG, Hostile
+from tests.hostile.harness import LONG, Hostile, lines
 from tests.hostile.pushes import Pusher, at_once
 from tests.support.client import Answer
 from tests.support.images import CONFIG_TYPE, LAYER_TYPE, descriptor, digest_of
@@ -66,28 +64,15 @@ def test_large_manifests_pulled_slowly(hostile: Hostile) -> None:
         client = Pusher(under.host)
         client.blob("team/app", b"{}")
         bodies = [client.image("team/app", x="x" * (LARGEST - 1000) + str(n)) for n in range(5)]
-        lines: list[socket.socket] = []
-        try:
-            wanted = [digest_of(bodies[number % 5]) for number in range(200)]
-            lines += [_begin_pull(under.host, digest) for digest in wanted]
+        with lines(under.host, 200, receive_buffer=4096) as made:
+            for number, line in enumerate(made):
+                path = f"/v2/team/app/manifests/{digest_of(bodies[number % 5])}"
+                line.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                assert b" 200 " in line.recv(64)
             while under.going():
                 assert client.ask("HEAD", f"/v2/team/app/manifests/{digest_of(bodies[0])}").status
-        finally:
-            for line in lines:
-                line.close()
         whole = client.ask("GET", f"/v2/team/app/manifests/{digest_of(bodies[1])}")
         assert (whole.body, whole.headers["Content-Type"]) == (bodies[1], OCI_MANIFEST)
-
-
-def _begin_pull(host: str, digest: str) -> socket.socket:
-    name, _, port = host.rpartition(":")
-    line = socket.socket()
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    line.settimeout(60)
-    line.connect((name, int(port)))
-    line.sendall(f"GET /v2/team/app/manifests/{digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    assert b" 200 " in line.recv(64)
-    return line
 
 
 def test_slow_senders_do_not_take_the_gate(hostile: Hostile) -> None:
@@ -95,20 +80,15 @@ def test_slow_senders_do_not_take_the_gate(hostile: Hostile) -> None:
     with hostile.attack("50 announced manifests of 4 MiB that stall", before="-") as under:
         client = Pusher(under.host)
         client.blob("team/app", b"{}")
-        name, _, port = under.host.rpartition(":")
         head = (
             f"PUT /v2/team/app/manifests/x HTTP/1.1\r\nHost: x\r\nContent-Length: {LARGEST}\r\n\r\n"
         )
-        lines = [socket.create_connection((name, int(port)), 60) for _ in range(50)]
-        try:
-            for line in lines:
+        with lines(under.host, 50) as made:
+            for line in made:
                 line.sendall(head.encode() + b"{" * 60_000)
             while under.going():
                 client.image("team/app", "small")
                 client.image("team/app", "medium", x="x" * 100_000)
-        finally:
-            for line in lines:
-                line.close()
 
 
 def test_referrers_with_large_annotations(hostile: Hostile) -> None:
@@ -151,13 +131,9 @@ def test_referrers_that_nobody_reads(hostile: Hostile) -> None:
         for number in range(12):
             text = {"a": str(number) + "x" * (LARGEST // 8)}
             client.image("team/app", annotations=text, subject=subject)
-        name, _, port = under.host.rpartition(":")
         head = f"GET /v2/team/app/referrers/{digest_of(image)} HTTP/1.1\r\nHost: x\r\n\r\n"
-        with contextlib.ExitStack() as stack:
-            for _ in range(count):
-                line = stack.enter_context(socket.socket())
-                line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-                line.connect((name, int(port)))
+        with lines(under.host, count, receive_buffer=4096) as made:
+            for line in made:
                 line.sendall(head.encode())
             while under.going():
                 answer = client.ask("GET", f"/v2/team/app/referrers/{digest_of(image)}")

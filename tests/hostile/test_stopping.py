@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.disk_pushes import Pushes
-from tests.hostile.harness import Hostile
-from tests.hostile.test_heads import exchange, lines
+from tests.hostile.harness import Hostile, lines
+from tests.hostile.test_heads import exchange
 from tests.support.process import REPO, Mayfly
 
 HUGE = 1 << 40
@@ -101,10 +101,9 @@ def test_hashing_for_clients_that_left(hostile: Hostile, tmp_path: Path, how: st
 def test_clients_that_stay(hostile: Hostile, tmp_path: Path) -> None:
     """Clients that wait for what cannot be had in time are cut at the end of the drain."""
     server = hostile.serve("--drain-timeout", "1s", str(huge_layout(tmp_path / "layout")))
-    with (
-        hostile.attack("SIGTERM while 8 clients wait for a hash", before="", may_end=True) as under,
-        lines(under.host, 8) as made,
-    ):
+    with hostile.attack_by_lines(
+        "SIGTERM while 8 clients wait for a hash", 8, before="", may_end=True
+    ) as (under, made):
         for line in made:
             line.sendall(END_OF_LAYER)
         while under.going():
@@ -122,10 +121,9 @@ def test_hashing_an_upload(hostile: Hostile) -> None:
     with data.open("r+b") as file:
         file.truncate(HUGE)
     finish = f"PUT {location}?digest={DIGEST} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
-    with (
-        hostile.attack("SIGTERM while an upload is hashed", before="", may_end=True) as under,
-        lines(under.host, 1) as (line,),
-    ):
+    with hostile.attack_by_lines(
+        "SIGTERM while an upload is hashed", 1, before="", may_end=True
+    ) as (under, (line,)):
         line.sendall(finish.encode())
         while under.going():
             time.sleep(0.05)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from pathlib import Path
 
-from tests.faults.flood_load import many_files
 from tests.hostile.harness import Hostile
 
 ASK = b"GET /mayfly/v1/events HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -22,19 +20,16 @@ def test_streams_that_are_not_read(hostile: Hostile, tmp_path: Path) -> None:
         *("--until-pulled", str(tmp_path / "images"), "--nodes", str(tmp_path / "nodes")),
         *("--auth", "none", "--drain-timeout", "1s"),
     )
-    many_files()
-    with (
-        hostile.attack(f"{count} readers of events that read nothing", before="(new)") as under,
-        contextlib.ExitStack() as stack,
-    ):
-        name, _, port = under.host.rpartition(":")
-        for place in range(count):
-            line = stack.enter_context(socket.socket())
-            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-            line.settimeout(60)
-            line.bind((f"127.0.{1 + place // 100}.{1 + place % 100}", 0))
-            line.connect((name, int(port)))
+    with hostile.attack_by_lines(
+        f"{count} readers of events that read nothing",
+        count,
+        before="(new)",
+        receive_buffer=8192,
+        source=lambda number: f"127.0.{1 + number // 100}.{1 + number % 100}",
+    ) as (under, made):
+        for line in made:
             line.sendall(ASK)
+        name, _, port = under.host.rpartition(":")
         while under.going():
             with socket.create_connection((name, int(port)), timeout=60) as honest:
                 honest.sendall(ASK)
