@@ -81,7 +81,7 @@ def _tagged(reader: DirectoryReader, repository: str, tag: str) -> Image | Damag
     try:
         digest = reader.tag(repository, tag)
     except ManifestUnknown:
-        is_lost = tag in dict(reader.lost_tags(repository))
+        is_lost = reader.lost_history(repository, tag) is not None
         reason = "the tag's link is gone or damaged"
         return Damaged(name, Code.LINK_LOST, reason) if is_lost else None
     try:

@@ -186,11 +186,17 @@ class DirectoryReader:
         push and is no fault.
         """
         for name in self.tag_names(repository):
-            link = self._layout.tag_link(repository, name)
-            if self.read_link(link) is None:
-                history = self.tag_history(repository, name)
-                if history or self._tree.is_file(link) or self._tree.is_file(link.parents[1]):
-                    yield name, history
+            if (history := self.lost_history(repository, name)) is not None:
+                yield name, history
+
+    def lost_history(self, repository: str, tag: str) -> list[Digest] | None:
+        """Return the manifests that a tag of `lost_tags` ever pointed at; None for another tag."""
+        link = self._layout.tag_link(repository, tag)
+        if self.read_link(link) is not None:
+            return None
+        history = self.tag_history(repository, tag)
+        is_lost = history or self._tree.is_file(link) or self._tree.is_file(link.parents[1])
+        return history if is_lost else None
 
     def tag_targets(self, repository: str) -> Iterator[Digest]:
         """Yield the manifests that tags point at; if a tag's link is lost, all of its history."""

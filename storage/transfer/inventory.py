@@ -78,23 +78,30 @@ def of(reader: RevisionReader) -> Inventory:
     damaged: list[Damaged] = []
     for repository in repositories(reader):
         held: set[Digest] = set()
+        gone: list[Digest] = []
         for revision in reader.revisions(repository):
-            name = f"{repository}@{revision}"
             try:
                 manifest = load(reader, repository, revision)
             except ContentCorrupt as error:
+                name = f"{repository}@{revision}"
                 damaged.append(Damaged(name, Code.CONTENT_DAMAGED, error.message))
                 continue
             except ManifestUnknown:
-                if revision in reader.revisions(repository):  # else it was deleted meanwhile
-                    reason = "the manifest is gone or damaged"
-                    damaged.append(Damaged(name, Code.MANIFEST_MISSING, reason))
+                gone.append(revision)
                 continue
             except StorageError:  # odd, as it was pushed: what it names is not known
                 continue
             for blob in manifest.blobs:
                 if blob.digest not in held and find_blob(reader, repository, blob.digest):
                     held.add(blob.digest)
+        # The others were deleted meanwhile. One look for all, since it lists the repository.
+        listed = set(reader.revisions(repository)) if gone else set()
+        reason = "the manifest is gone or damaged"
+        damaged += (
+            Damaged(f"{repository}@{revision}", Code.MANIFEST_MISSING, reason)
+            for revision in gone
+            if revision in listed
+        )
         if held:
             blobs[repository] = frozenset(held)
     return Inventory(blobs, tuple(damaged))

@@ -13,12 +13,14 @@ import pytest
 from mayfly.storage import digest as digests
 from mayfly.storage.bundle.diagnostics import Code
 from mayfly.storage.digest import Digest
+from mayfly.storage.directory.reader import DirectoryReader
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.directory.uploads import DirectoryUpload
 from mayfly.storage.errors import ManifestUnknown
 from mayfly.storage.interface import Extent
 from mayfly.storage.manifest import parse
 from mayfly.storage.survey import Damaged, tagged, untagged
+from mayfly.storage.transfer import inventory
 from mayfly.storage.upkeep.collect import collect
 from mayfly.storage.upkeep.verify import Fault, Finding, repair, verify
 from tests.support.images import (
@@ -357,6 +359,43 @@ def test_untagged_manifests_beside_damage_stay(
     assert LAYER_DIGEST not in found.blobs
     if damage != "tag":
         assert set(store.revisions(REPO)) == before
+
+
+@pytest.mark.parametrize(
+    "look", [lambda store: list(tagged(store)), inventory.of], ids=["tagged", "inventory"]
+)
+def test_many_damaged_entries(
+    root: Path, monkeypatch: pytest.MonkeyPatch, look: Callable[[DistributionStore], object]
+) -> None:
+    """Each is looked at by itself, not all of them again."""
+    store, paths = DistributionStore(root), _Paths(root)
+    push(store, REPO, b"{}")
+    looks = 0
+
+    def counted(method: Callable[..., object]) -> Callable[..., object]:
+        def count(*arguments: object) -> object:
+            nonlocal looks
+            looks += 1
+            return method(*arguments)
+
+        return count
+
+    for name in ("read_link", "is_linked"):
+        monkeypatch.setattr(DirectoryReader, name, counted(getattr(DirectoryReader, name)))
+
+    def damage_and_look(numbers: range) -> int:
+        nonlocal looks
+        for number in numbers:
+            image = image_body(b"{}", annotations={"number": str(number)})
+            _, digest = put(store, REPO, image)
+            (paths.tag.parents[2] / digest.hex / "index/sha256" / digest.hex).mkdir(parents=True)
+            paths.data(digest).unlink()
+        looks = 0
+        look(store)
+        return looks
+
+    few = damage_and_look(range(10))
+    assert damage_and_look(range(10, 40)) <= 5 * few
 
 
 def test_pipe_in_the_place_of_a_repository(tmp_path: Path) -> None:
