@@ -140,7 +140,7 @@ def to_the_minute(moment: datetime) -> str:
 
 
 def host_time(now: datetime) -> str:
-    """Say what this host's clock shows: the cause may be there where a certificate is refused."""
+    """Return a text about this host's clock, which may be why a certificate is refused."""
     return f"this host's clock says {to_the_minute(now)}"
 
 

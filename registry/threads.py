@@ -20,13 +20,11 @@ T = TypeVar("T")
 TURN_SECONDS = 0.005
 """Time on the event loop after which others get a turn."""
 
-
 _AT_A_TIME = 2
 """Calls of `in_turn`, of all clients together, that run at the same time."""
 
-
 _MIN_WAITING = 64
-"""Waiting turns above which those of clients that have left are looked for."""
+"""Fewest waiting turns of one client at which those of ended requests are dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,8 @@ class Turns:
     """Turns for clients: the one whose last turn began longest ago is next.
 
     So a client with many requests waiting delays another by at most one of them. Requests whose
-    `Client` has left take no turn: such clients come faster than turns end.
+    `Client` has left take no turn: a client that connects anew could leave them faster than turns
+    end.
 
     Args:
         count: of turns at a time.
@@ -163,6 +162,9 @@ async def in_turn(client: Hashable, call: Callable[P, T], *args: P.args, **kwarg
 
     Few of them run at a time, so that threads are left for everything else, and clients take turns.
     A call continues when its caller is cancelled, and keeps its place until it returns.
+
+    Raises:
+        ConnectionResetError: see `Turns.take`; and all errors of the call.
     """
     turns = _turns.setdefault(asyncio.get_running_loop(), Turns(_AT_A_TIME))
     await turns.take(client)

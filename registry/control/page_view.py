@@ -94,7 +94,7 @@ class PageView:
         self._names: dict[str, str] = {}
         """Node → its name as one printable line."""
         self._made: dict[str, tuple[tuple[State, ...], int, NodeView]] = {}
-        """Node → its states, and what is said of it while they hold."""
+        """Node → its states, the version of its facts, and the view that was made of both."""
 
     async def look(self) -> View:
         """Return the view of this moment."""

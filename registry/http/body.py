@@ -116,7 +116,8 @@ class Body:
         """
         if self._transport.is_closing():
             return
-        self._expects_continue = False  # it need not wait for ever (RFC 9110, 10.1.1)
+        # Also of a client that expects 100 Continue: it may stop waiting (RFC 9110, 10.1.1).
+        self._expects_continue = False
         if self._failure is not None or isinstance(self._framing, ChunkedReader):
             self._framing, self._failure = ContentLengthReader(UNBOUNDED), None
             self._pending = b""
