@@ -25,12 +25,12 @@ from mayfly.registry.cluster.safety import Gap, Judge, NodeView, Proofs, Safety,
 from mayfly.registry.cluster.workloads import KINDS, ImageUse, accounts_of, uses_of
 from mayfly.registry.errors import LifetimeError
 from mayfly.registry.nodes.carrier import Carrier, Session
-from mayfly.registry.nodes.causes import TEXTS, Cause
+from mayfly.registry.nodes.causes import Cause
 from mayfly.registry.nodes.kubectl import Kubectl, is_name, read_object
 from mayfly.registry.nodes.object_fields import objects, text
 from mayfly.registry.nodes.pod_objects import manifest, problem_of, read_node
 from mayfly.registry.nodes.pods import Pods
-from mayfly.registry.nodes.prefetch import Failure, without_answer
+from mayfly.registry.nodes.prefetch import Failure, failure_text, without_answer
 from mayfly.registry.nodes.script import quote
 from mayfly.registry.settings.errors import ConfigError
 from mayfly.registry.text import join_names
@@ -268,13 +268,12 @@ class _Seen:
                 continue  # whether it holds an image could not be told
             machine = self.machines.get(view.name)
             if machine is None:  # it has left since it was looked at
-                self.unseen.append(Unseen(Gap.NODE, view.name, TEXTS[Cause.NO_NODE][0]))
+                self._miss(view.name, Failure(Cause.NO_NODE, ()))
                 continue
             facts = read_node(machine)
             if (problem := problem_of(facts)) is not None:
                 assert problem.cause is not None
-                texts = (TEXTS[problem.cause][0], problem.detail)
-                self.unseen.append(Unseen(Gap.NODE, view.name, ": ".join(filter(None, texts))))
+                self._miss(view.name, Failure(problem.cause, (), problem.detail))
             else:
                 made += holders(view.name, facts, {one: view.images[one].id for one in images})
         if not made:
@@ -405,10 +404,12 @@ class _Seen:
         failure = Failure(Cause.NOT_ROOT, ())
         if not facts.complete or end.code != 0:
             failure = without_answer((), end, output)
-        meaning = TEXTS[failure.cause][0]
-        detail = f"{meaning}: {failure.detail}" if failure.detail else meaning
-        self.unseen.append(Unseen(Gap.NODE, name, detail))
+        self._miss(name, failure)
         return None
+
+    def _miss(self, node: str, failure: Failure) -> None:
+        """Note that a node was not seen."""
+        self.unseen.append(Unseen(Gap.NODE, node, failure_text(failure, 0)))
 
 
 def _gap(message: str) -> Gap:
