@@ -213,7 +213,7 @@ def patch_lines(found: SafetyRecord) -> Iterator[str]:
         yield f"imagePullCredentialsVerificationPolicy: {one['policy']}"
         if one["patterns"]:
             yield "preloadedImagesVerificationAllowlist:"
-        # Of what a kubelet is configured with, anything may be in it.
+        # Entries of kubelet's configuration may be any text.
         yield from (f"- {json.dumps(pattern)}" for pattern in one["patterns"])
 
 

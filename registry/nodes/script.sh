@@ -606,8 +606,8 @@ revert_files() {
     done
 }
 
-# Log out where pasted commands logged in; the next revert tries again where that failed. No revert
-# can where the runtime is gone.
+# Log out where pasted commands logged in; the next revert tries again where that failed. Once the
+# runtime is gone no revert can log out, so the login is forgotten.
 log_out() {
     [ -f "$journal/logins" ] || return 0
     lines=$(sort -u "$journal/logins") || failed "$journal/logins"
