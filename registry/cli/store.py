@@ -148,18 +148,25 @@ def _list_sources(ctx: click.Context, sources: Sequence[str], root: Path, json: 
         _print_images(looked.reader, found, json, damaged=listed, **data)
         for one in () if json else (*opened.notices, *left_out, *damaged):
             echo(one, err=True)
-    if left_out:
-        ctx.exit(Exit.BUNDLE)
-    name_damaged(ctx, unreadable, json, mend=False)
-    if damaged:
-        ctx.exit(Exit.STORAGE)
+    code = Exit.BUNDLE if left_out else Exit.STORAGE
+    name_damaged(ctx, unreadable, json, mend=False, code=code)
+    if left_out or damaged:
+        ctx.exit(code)
 
 
-def name_damaged(ctx: click.Context, damaged: Sequence[Damaged], json: bool, *, mend: bool) -> None:
+def name_damaged(
+    ctx: click.Context,
+    damaged: Sequence[Damaged],
+    json: bool,
+    *,
+    mend: bool,
+    code: Exit = Exit.STORAGE,
+) -> None:
     """Exit with 4 if images are damaged; name them on standard error, unless JSON has them.
 
     Args:
         mend: whether they are in a store, where they can be mended.
+        code: to exit with in place of 4.
     """
     if not damaged:
         return
@@ -168,7 +175,7 @@ def name_damaged(ctx: click.Context, damaged: Sequence[Damaged], json: bool, *, 
             echo(f"{one.name}: {one.detail}", err=True)
         if mend:
             echo("mend it with mayfly verify --repair, or push it again", err=True)
-    ctx.exit(Exit.STORAGE)
+    ctx.exit(code)
 
 
 @click.command(cls=Command)

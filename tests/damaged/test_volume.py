@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from mayfly.registry.cli import execute
+from tests.bundle.builders import Layout
 from tests.conftest import Record
 from tests.damaged.volume import CASES, Repository, build
 from tests.support import client
@@ -189,6 +190,10 @@ def test_commands_over_a_bundle(writer: str, tmp_path: Path) -> None:
         assert "odd/whole" not in errors
         assert "--repair" not in errors.splitlines()[-1]
         assert "odd/manifest-zeros" not in output or arguments[0] == "inventory"
+    layout = Layout()
+    layout.name(layout.add(b"[]", "application/vnd.oci.image.manifest.v1+json"), "quay.io/bad:1")
+    code, _, errors = mayfly("ls", layout.write_tar(tmp_path / "bad.tar"), root)
+    assert (code, errors.count("quay.io/bad:1"), errors.count("odd/manifest-zeros")) == (5, 1, 1)
     name = "odd/manifest-zeros:v1"
     code, output, errors = mayfly("diff", good, root, "--image", name)
     assert (code, output) == (4, "0 images differ, 0 B to fetch for B\n")
