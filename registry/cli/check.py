@@ -16,8 +16,14 @@ from mayfly.registry import one_file
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.node import images_option, listed_images
 from mayfly.registry.cli.node_config import node_errors
-from mayfly.registry.cli.options import JSON_HELP, print_json, root_directory, state_directory
-from mayfly.registry.cli.prefetch import STATUS_SECONDS, names_in, node_names, ssh_options
+from mayfly.registry.cli.options import (
+    JSON_HELP,
+    print_json,
+    refuse_given,
+    root_directory,
+    state_directory,
+)
+from mayfly.registry.cli.prefetch import OF_SSH, STATUS_SECONDS, names_in, node_names, ssh_options
 from mayfly.registry.exit_codes import Exit
 from mayfly.registry.text import echo, host_time, join_names, to_the_minute
 
@@ -141,6 +147,8 @@ def command(
     from mayfly.registry.nodes.image_content import contents
     from mayfly.registry.nodes.script import images_of
 
+    if via != "ssh":
+        refuse_given((*OF_SSH, "concurrency", "nodes"), f"not for --via {via}")
     ready = _running(state_dir, images is not None and (via != "ssh" or nodes is not None))
     listed = listed_images(images, state_dir)
     with node_errors():

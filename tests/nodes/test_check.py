@@ -249,6 +249,15 @@ def test_findings_and_nothing_changed(server: Mayfly, tmp_path: Path) -> None:
     assert "looked at 3 images and 0 nodes: 2 findings" in done.stdout
 
 
+@pytest.mark.parametrize("option", ["--user", "--concurrency", "--nodes"])
+def test_options_for_nodes_that_are_not_looked_at(tmp_path: Path, option: str) -> None:
+    """They are refused; those of the environment may be for other commands."""
+    state = ("--state-dir", tmp_path)
+    done = mayfly("check", *state, option, "3")
+    assert (done.returncode, f"{option} is not for --via none" in done.stderr) == (2, True)
+    assert mayfly("check", *state, env={"MAYFLY_NODES": "x", "MAYFLY_USER": "x"}).returncode == 6
+
+
 def test_without_a_running_mayfly(tmp_path: Path) -> None:
     """Images, the root and nodes are looked at if the lists are named; else it says which."""
     root = tmp_path / "root"
