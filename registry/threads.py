@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 P = ParamSpec("P")
@@ -40,15 +40,8 @@ class Client:
     is_gone: Callable[[], bool] = field(compare=False)
 
 
-class _Waiter(NamedTuple):
-    """A turn that is waited for."""
-
-    begun: asyncio.Future[None]
-    is_gone: Callable[[], bool] | None
-
-    def has_left(self) -> bool:
-        """Whether nobody waits for the turn any more."""
-        return self.begun.done() or (self.is_gone is not None and self.is_gone())
+_Waiting = OrderedDict[asyncio.Future[None], Callable[[], bool] | None]
+"""The turns that a client waits for, the oldest first → whether its request has ended, if known."""
 
 
 class Turns:
@@ -67,8 +60,8 @@ class Turns:
         self._free = count
         self._each = count if each is None else each
         self._held: Counter[Hashable] = Counter()
-        self._waiting: OrderedDict[Hashable, deque[_Waiter]] = OrderedDict()
-        """The turns that each client waits for, its oldest first; the client that is next first."""
+        self._waiting: OrderedDict[Hashable, _Waiting] = OrderedDict()
+        """By client, the one that is next first."""
         self._looks_at = _MIN_WAITING
         """Waiting turns of one client at which those of ended requests are dropped next."""
 
@@ -82,11 +75,12 @@ class Turns:
             self._begin(client)
             return
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        is_gone = client.is_gone if isinstance(client, Client) else None
-        waiting = self._waiting.setdefault(client, deque())
-        waiting.append(_Waiter(mine, is_gone))
+        waiting = self._waiting.setdefault(client, OrderedDict())
+        waiting[mine] = client.is_gone if isinstance(client, Client) else None
         if len(waiting) >= self._looks_at:
-            self._drop_left(waiting)
+            for begun in [one for one, is_gone in waiting.items() if _has_left(one, is_gone)]:
+                del waiting[begun]
+                _drop(begun)
             self._looks_at = max(_MIN_WAITING, 2 * len(waiting))
         try:
             await mine
@@ -103,21 +97,20 @@ class Turns:
         self._held[client] -= 1
         if not self._held[client]:
             del self._held[client]
-        for waiter, waiting in [*self._waiting.items()]:
+        emptied: list[Hashable] = []
+        for waiter, waiting in self._waiting.items():
             if self._held[waiter] >= self._each:
                 continue
-            while waiting and waiting[0].has_left():
-                _drop(waiting.popleft())
+            begun = _next(waiting)
             if not waiting:
-                del self._waiting[waiter]
-                continue
-            first = waiting.popleft()
-            self._waiting.move_to_end(waiter)
-            if not waiting:
-                del self._waiting[waiter]
-            self._begin(waiter)
-            first.begun.set_result(None)
-            return
+                emptied.append(waiter)
+            if begun is not None:
+                self._waiting.move_to_end(waiter)
+                self._begin(waiter)
+                begun.set_result(None)
+                break
+        for waiter in emptied:
+            del self._waiting[waiter]
 
     @asynccontextmanager
     async def turn(self, client: Hashable) -> AsyncIterator[None]:
@@ -134,24 +127,30 @@ class Turns:
 
     def _give_up(self, client: Hashable, mine: asyncio.Future[None]) -> None:
         waiting = self._waiting.get(client)
-        if waiting is not None and (own := [one for one in waiting if one.begun is mine]):
-            waiting.remove(own[0])
+        if waiting is not None and mine in waiting:
+            del waiting[mine]
             if not waiting:
                 del self._waiting[client]
 
-    @staticmethod
-    def _drop_left(waiting: deque[_Waiter]) -> None:
-        for _ in range(len(waiting)):
-            waiter = waiting.popleft()
-            if waiter.has_left():
-                _drop(waiter)
-            else:
-                waiting.append(waiter)
+
+def _next(waiting: _Waiting) -> asyncio.Future[None] | None:
+    """Take out the turn that a client gets next; those that nobody waits for are dropped."""
+    while waiting:
+        begun, is_gone = waiting.popitem(last=False)
+        if not _has_left(begun, is_gone):
+            return begun
+        _drop(begun)
+    return None
 
 
-def _drop(waiter: _Waiter) -> None:
-    if not waiter.begun.done():
-        waiter.begun.set_exception(ConnectionResetError("client is gone"))
+def _has_left(begun: asyncio.Future[None], is_gone: Callable[[], bool] | None) -> bool:
+    """Whether nobody waits for a turn any more."""
+    return begun.done() or (is_gone is not None and is_gone())
+
+
+def _drop(begun: asyncio.Future[None]) -> None:
+    if not begun.done():
+        begun.set_exception(ConnectionResetError("client is gone"))
 
 
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()
