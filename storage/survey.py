@@ -165,7 +165,8 @@ def untagged(reader: DirectoryReader) -> Iterator[Image | Damaged]:
                     continue
                 name = f"{repository}@{digest}"
                 try:
-                    yield image(reader, repository, digest, name)
+                    found = image(reader, repository, digest, name)
+                    yield damage(reader, found) or found
                 except ManifestUnknown:
                     if reader.is_linked(repository, digest):
                         reason = "the manifest is gone or damaged"

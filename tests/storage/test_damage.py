@@ -234,6 +234,20 @@ def test_image_kept_by_digest_only(store: DistributionStore, root: Path) -> None
     assert f"{REPO}@{MANIFEST}" in (finding.image, *finding.others)
 
 
+@pytest.mark.parametrize(
+    ("damage", "code"), [(_zeros, Code.CONTENT_DAMAGED), (_gone, Code.MANIFEST_MISSING)]
+)
+def test_damaged_manifest_without_a_tag(
+    store: DistributionStore, root: Path, damage: Callable[[Path], None], code: Code
+) -> None:
+    """It is named as damaged, as the image of a tag would be, and does not count as an image."""
+    store.delete_tag(REPO, "v1")
+    damage(_Paths(root).data(MANIFEST))
+    found = [one for one in untagged(store) if one.name == f"{REPO}@{MANIFEST}"]
+    assert [one.code for one in found if isinstance(one, Damaged)] == [code]
+    assert len(found) == 1
+
+
 def test_size_in_a_manifest(store: DistributionStore, root: Path) -> None:
     """A manifest that gives another size than the blob has is named; nothing can mend it."""
     body = image_body(CONFIG, layers=[descriptor(LAYER, size=7)])
