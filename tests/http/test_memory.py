@@ -78,7 +78,7 @@ async def test_responses_that_nobody_reads() -> None:
 
 
 async def _read(client: socket.socket) -> int:
-    """The bytes that come until the end of a connection."""
+    """Read until the end of a connection; the number of bytes."""
     count, loop = 0, asyncio.get_running_loop()
     try:
         while data := await loop.sock_recv(client, 1 << 20):

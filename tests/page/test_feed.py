@@ -24,7 +24,7 @@ from mayfly.registry.page.feed import (
     Feed,
 )
 from mayfly.registry.page.view import Failed, NodeView, Proof, Pulling, View
-from tests.support.beside import counting_turns
+from tests.support.beside import TurnCounter, counting_turns
 from tests.support.process import PATIENCE, until
 from tests.support.views import view
 
@@ -370,24 +370,19 @@ async def test_events_are_made_in_turns(world: World, monkeypatch: pytest.Monkey
 
 
 class Counted(Mapping[str, NodeView]):
-    """Nodes that count how often they are looked at.
+    """Nodes; each look at one is a step."""
 
-    Attributes:
-        looks: since it was set to 0.
-    """
-
-    looks = 0
-
-    def __init__(self, nodes: Mapping[str, NodeView]) -> None:
+    def __init__(self, nodes: Mapping[str, NodeView], turns: TurnCounter) -> None:
         self._nodes = nodes
+        self._turns = turns
 
     def __getitem__(self, name: str) -> NodeView:
-        Counted.looks += 1
+        self._turns.steps += 1
         return self._nodes[name]
 
     def __iter__(self) -> Iterator[str]:
         for name in self._nodes:
-            Counted.looks += 1
+            self._turns.steps += 1
             yield name
 
     def __len__(self) -> int:
@@ -399,35 +394,26 @@ async def test_no_turn_is_long(world: World, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(threads, "TURN_SECONDS", 0)
     monkeypatch.setattr(feeds, "_AT_ONCE", 7)
     monkeypatch.setattr(feeds, "MAX_STREAMS", 1)
-    most = 0
-
-    async def count() -> None:
-        nonlocal most
-        while True:
-            most, Counted.looks = max(most, Counted.looks), 0
-            await asyncio.sleep(0)
 
     async def poll(last_id: str | None) -> list[dict[str, Any]]:
         async with aclosing(world.feed.events(last_id, CLIENT)) as found:
             return [parsed(event)[1] async for event in found if event != RETRY_LATER]
 
-    world.view = view(nodes=Counted(many(500, "mm")))
-    counting = asyncio.create_task(count())
-    async with aclosing(world.feed.events(None, CLIENT)) as stream:
+    async with counting_turns() as turns, aclosing(world.feed.events(None, CLIENT)) as stream:
+        world.view = view(nodes=Counted(many(500, "mm"), turns))
         seen, _ = await next_event(stream)
         (whole,) = await poll(None)
         changed = many(499, "sm") | many(400, "mm")
-        world.view = view(nodes=Counted(changed))
+        world.view = view(nodes=Counted(changed, turns))
         at, _ = await next_event(stream)
         (some,) = await poll(seen)
         # Of another version, so that its event is none that was made already.
-        world.view = view(nodes=Counted(changed | {"worker-7": NodeView("ss")}))
+        world.view = view(nodes=Counted(changed | {"worker-7": NodeView("ss")}, turns))
         await next_event(stream)
         (one,) = await poll(at)
-    counting.cancel()
     assert [len(made["nodes"]) for made in (whole, some, one)] == [500, 99, 1]
     assert some["gone"] == ["worker-499"]
-    assert 7 <= most < 3 * 7
+    assert 7 <= turns.most_steps < 3 * 7
 
 
 async def test_state_in_use_is_not_forgotten(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import weakref
 from typing import Any
@@ -298,26 +297,17 @@ async def test_no_turn_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"node-{number}" for number in range(200)]
     for name in names:
         shown.upgrade.cold(name)
-    looks = most = 0
     row = Coverage._row
+    async with counting_turns() as turns:
 
-    def counted(self: Coverage, node: str) -> Any:
-        nonlocal looks
-        looks += 1
-        return row(self, node)
+        def counted(self: Coverage, node: str) -> Any:
+            turns.steps += 1
+            return row(self, node)
 
-    async def count() -> None:
-        nonlocal looks, most
-        while True:
-            most, looks = max(most, looks), 0
-            await asyncio.sleep(0)
-
-    monkeypatch.setattr(Coverage, "_row", counted)
-    counting = asyncio.create_task(count())
-    view = await shown.views.look()
-    counting.cancel()
+        monkeypatch.setattr(Coverage, "_row", counted)
+        view = await shown.views.look()
     assert list(view.nodes) == names
-    assert 0 < most < 10
+    assert 0 < turns.most_steps < 10
 
 
 async def test_what_the_page_made_is_freed() -> None:

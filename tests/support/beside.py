@@ -99,19 +99,22 @@ async def run_what_is_ready(turns: int = 20) -> None:
 
 
 class TurnCounter:
-    """How many turns of the event loop others had.
+    """Counts the turns of the event loop that others had, and steps of a kind in each.
 
     Attributes:
-        taken: their number.
+        taken: number of turns.
+        steps: in the present turn; a test adds one where it takes one.
+        most_steps: in one turn that has ended.
     """
 
     def __init__(self) -> None:
-        self.taken = 0
+        self.taken = self.steps = self.most_steps = 0
 
     async def count(self) -> None:
         """Take one turn after the other."""
         while True:
             self.taken += 1
+            self.most_steps, self.steps = max(self.most_steps, self.steps), 0
             await asyncio.sleep(0)
 
 
