@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -20,7 +19,7 @@ from mayfly.storage.upkeep.collect import collect
 from mayfly.storage.upkeep.verify import verify
 from tests.bundle.builders import Layout, layers
 from tests.registry.test_collecting import Pusher
-from tests.support.commands import command_line, environment, mayfly
+from tests.support.commands import mayfly, started
 from tests.support.process import PATIENCE, Mayfly
 
 IMAGES = 30
@@ -34,17 +33,6 @@ def layout() -> Layout:
     for number, layer in enumerate(own):
         made.name(made.image(shared, layer), f"quay.example/kolla/service{number}:1")
     return made
-
-
-def start_import(bundle: Path, root: Path) -> subprocess.Popen[str]:
-    """An import that runs meanwhile."""
-    return subprocess.Popen(
-        command_line("import", bundle, "--root", root, "--json"),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def test_beside_a_server(
@@ -62,9 +50,11 @@ def test_beside_a_server(
     threads = [threading.Thread(target=pusher.work, args=(going,)) for pusher in pushers]
     for thread in threads:
         thread.start()
+    words = ("import", bundle, "--root", server.root, "--json")
     try:
-        imports = [start_import(bundle, server.root) for _ in range(2)]
-        ended = [process.communicate(timeout=PATIENCE) for process in imports]
+        with started(*words) as first, started(*words) as second:
+            imports = [first, second]
+            ended = [process.communicate(timeout=PATIENCE) for process in imports]
     finally:
         done.set()
         for thread in threads:

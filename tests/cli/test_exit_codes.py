@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,18 +37,20 @@ def uncovered(tmp_path: Path, options: Words) -> Words:
     return [*options, "--until-pulled", tmp_path / "images", "--nodes", tmp_path / "nodes"]
 
 
-def _started(tmp_path: Path, *words: str | Path) -> Process:
-    """A server that is ready."""
-    process = Process(command_line(*words), tmp_path / "log", env=environment(), cwd=REPO)
-    process.wait_for(lambda: (tmp_path / "state/ready.json").exists())
-    return process
+@contextmanager
+def _serving(tmp_path: Path, *words: str | Path) -> Iterator[Process]:
+    """Start a server, and wait until it is ready; if it runs after the block, it is killed."""
+    argv = command_line(*words)
+    with Process(argv, tmp_path / "log", env=environment(), cwd=REPO) as process:
+        process.wait_for(lambda: (tmp_path / "state/ready.json").exists())
+        yield process
 
 
 def test_done(tmp_path: Path, options: Words) -> None:
     """0: stopped on request, with nothing asked for that is missing."""
-    server = _started(tmp_path, "serve", *options)
-    stop = mayfly("stop", "--state-dir", tmp_path / "state")
-    assert (stop.returncode, server.popen.wait(PATIENCE)) == (Exit.DONE, Exit.DONE)
+    with _serving(tmp_path, "serve", *options) as server:
+        stop = mayfly("stop", "--state-dir", tmp_path / "state")
+        assert (stop.returncode, server.popen.wait(PATIENCE)) == (Exit.DONE, Exit.DONE)
     assert mayfly("run", *options, "--", "true").returncode == Exit.DONE
 
 
@@ -61,17 +65,17 @@ def test_incomplete_coverage_of_a_server(tmp_path: Path, uncovered: Words, endin
     if ending in ("unused", "deadline"):
         assert mayfly("serve", *uncovered, *more[ending]).returncode == Exit.INCOMPLETE
         return
-    server = _started(tmp_path, "serve", *uncovered, *more.get(ending, []))
-    if ending == "stop":
-        stop = mayfly("stop", "--state-dir", tmp_path / "state")
-        assert stop.returncode == Exit.INCOMPLETE
-        assert "0 of 2 nodes covered; missing: node-a, node-b" in stop.stdout
-    elif ending == "stop-file":
-        (tmp_path / "stop").touch()
-    else:
-        server.popen.send_signal(signal.Signals[ending])
-    assert server.popen.wait(PATIENCE) == Exit.INCOMPLETE, server.describe()
-    assert f"report: {tmp_path}/state/report.json" in server.output()
+    with _serving(tmp_path, "serve", *uncovered, *more.get(ending, [])) as server:
+        if ending == "stop":
+            stop = mayfly("stop", "--state-dir", tmp_path / "state")
+            assert stop.returncode == Exit.INCOMPLETE
+            assert "0 of 2 nodes covered; missing: node-a, node-b" in stop.stdout
+        elif ending == "stop-file":
+            (tmp_path / "stop").touch()
+        else:
+            server.popen.send_signal(signal.Signals[ending])
+        assert server.popen.wait(PATIENCE) == Exit.INCOMPLETE, server.describe()
+        assert f"report: {tmp_path}/state/report.json" in server.output()
 
 
 @pytest.mark.parametrize("ending", ["success", "SIGINT", "SIGTERM", "stop"])
@@ -80,16 +84,16 @@ def test_incomplete_coverage_of_run(tmp_path: Path, uncovered: Words, ending: st
     script = "trap 'exit 0' INT TERM; touch $0/started; "
     script += "exit 0" if ending == "success" else "while :; do sleep 0.05; done"
     words = ["run", *uncovered, "--", "sh", "-c", script, tmp_path]
-    server = _started(tmp_path, *words)
-    server.wait_for(lambda: (tmp_path / "started").exists())
-    if ending == "success":
-        server.wait_for(lambda: "waiting for coverage (0 of 2" in server.output())
-        server.popen.send_signal(signal.SIGTERM)
-    elif ending == "stop":
-        assert mayfly("stop", "--state-dir", tmp_path / "state").returncode == Exit.INCOMPLETE
-    else:
-        server.popen.send_signal(signal.Signals[ending])
-    assert server.popen.wait(PATIENCE) == Exit.INCOMPLETE, server.describe()
+    with _serving(tmp_path, *words) as server:
+        server.wait_for(lambda: (tmp_path / "started").exists())
+        if ending == "success":
+            server.wait_for(lambda: "waiting for coverage (0 of 2" in server.output())
+            server.popen.send_signal(signal.SIGTERM)
+        elif ending == "stop":
+            assert mayfly("stop", "--state-dir", tmp_path / "state").returncode == Exit.INCOMPLETE
+        else:
+            server.popen.send_signal(signal.Signals[ending])
+        assert server.popen.wait(PATIENCE) == Exit.INCOMPLETE, server.describe()
 
 
 def test_usage() -> None:
@@ -101,12 +105,12 @@ def test_usage() -> None:
 
 def test_wait_timed_out(tmp_path: Path, uncovered: Words) -> None:
     """3, and one line that says how far it is."""
-    server = _started(tmp_path, "serve", *uncovered)
-    wait = mayfly("wait", "--covered", "--timeout", "1s", "--state-dir", tmp_path / "state")
-    expected = "mayfly: timed out after 1s: 0 of 2 nodes covered; missing: node-a, node-b\n"
-    assert (wait.returncode, wait.stdout, wait.stderr) == (Exit.INCOMPLETE, "", expected)
-    server.popen.send_signal(signal.SIGTERM)
-    assert server.popen.wait(PATIENCE) == Exit.INCOMPLETE
+    with _serving(tmp_path, "serve", *uncovered) as server:
+        wait = mayfly("wait", "--covered", "--timeout", "1s", "--state-dir", tmp_path / "state")
+        expected = "mayfly: timed out after 1s: 0 of 2 nodes covered; missing: node-a, node-b\n"
+        assert (wait.returncode, wait.stdout, wait.stderr) == (Exit.INCOMPLETE, "", expected)
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.popen.wait(PATIENCE) == Exit.INCOMPLETE
 
 
 def test_storage(tmp_path: Path) -> None:

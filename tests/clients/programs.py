@@ -8,7 +8,6 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
 
 from tests.support.process import Process, find_program, need
 from tests.support.programs import versioned
@@ -263,9 +262,6 @@ class Distribution(Process):
     def _listening(self) -> str | None:
         found = re.search(r"listening on (127\.0\.0\.1:\d+)", self.output())
         return found[1] if found else None
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_exc: object) -> None:
         self.stop()

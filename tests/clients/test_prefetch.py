@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import pytest
 
 from tests.clients.layout import Layout
 from tests.clients.node_machines import GATEWAY, NETWORK, Machine, events
-from tests.support.commands import command_line, environment, mayfly
+from tests.support.commands import mayfly, started
 from tests.support.process import PATIENCE, Mayfly, need, poll
 from tests.support.trees import snapshot
 
@@ -150,21 +149,15 @@ def test_what_is_wrong_is_named_and_the_rest_proven(
     """
     state = ("--state-dir", server.state_dir)
     words = ("prefetch", *state, "--ssh-config", ssh_config, "--attempts", "1", "--json")
-    running = subprocess.Popen(
-        command_line(*words),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with ThreadPoolExecutor() as threads:
-        ending = [
-            threads.submit(_kill_script, machines[KILLED]),
-            threads.submit(_cut_off, lost),
-        ]
-    for one in ending:
-        one.result()
-    output, errors = running.communicate(timeout=300)
+    with started(*words) as running:
+        with ThreadPoolExecutor() as threads:
+            ending = [
+                threads.submit(_kill_script, machines[KILLED]),
+                threads.submit(_cut_off, lost),
+            ]
+        for one in ending:
+            one.result()
+        output, errors = running.communicate(timeout=300)
     said = output + errors + "".join(map(events, machines.values()))
     assert running.returncode == 3, said
     found = {one["node"]: one for one in _events(output, "ended")}
@@ -225,30 +218,25 @@ def test_a_script_ends_with_its_connection(
     (tmp_path / "some").write_text(f"{node}\n")
     state = ("--state-dir", server.state_dir)
     words = ("prefetch", *state, "--ssh-config", ssh_config, "--nodes", tmp_path / "some")
-    running = subprocess.Popen(
-        command_line(*words, "--attempts", "1", "--json"),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    poll(lambda: machine.processes(*SCRIPT), lambda: events(machine))
-    os.kill(server.pid, signal.SIGSTOP)  # so that pulls take long
-    try:
-        poll(lambda: _pulls(machine), lambda: events(machine))
-        if end == "connection":
-            for pid in machine.processes("sshd: root@notty"):
-                os.kill(pid, signal.SIGKILL)
-        else:
-            running.send_signal(signal.SIGINT if end == "Ctrl-C" else signal.SIGKILL)
-        output, _ = running.communicate(timeout=PATIENCE)
-        code = {"Ctrl-C": 130, "kill": -signal.SIGKILL, "connection": 3}[end]
-        assert running.returncode == code, output
-        poll(
-            lambda: not machine.processes(*SCRIPT) and not _pulls(machine), lambda: events(machine)
-        )
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
+    with started(*words, "--attempts", "1", "--json") as running:
+        poll(lambda: machine.processes(*SCRIPT), lambda: events(machine))
+        os.kill(server.pid, signal.SIGSTOP)  # so that pulls take long
+        try:
+            poll(lambda: _pulls(machine), lambda: events(machine))
+            if end == "connection":
+                for pid in machine.processes("sshd: root@notty"):
+                    os.kill(pid, signal.SIGKILL)
+            else:
+                running.send_signal(signal.SIGINT if end == "Ctrl-C" else signal.SIGKILL)
+            output = "".join(running.communicate(timeout=PATIENCE))
+            code = {"Ctrl-C": 130, "kill": -signal.SIGKILL, "connection": 3}[end]
+            assert running.returncode == code, output
+            poll(
+                lambda: not machine.processes(*SCRIPT) and not _pulls(machine),
+                lambda: events(machine),
+            )
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
     assert "work" not in machine.shell("ls /var/lib/mayfly-node-config").split()
     text = mayfly("node", "script", "--node", node, *state).stdout
     done = machine.ssh("sh -s -- revert", text)

@@ -50,8 +50,8 @@ def test_upgrade(tmp_path: Path, bundle: Path) -> None:
     words = ["run", bundle, "--root", tmp_path / "root", "--state-dir", state]
     words += ["--listen", "127.0.0.1:0", "--until-pulled", tmp_path / "images"]
     words += ["--nodes", tmp_path / "nodes", "--", "true"]
-    server = Process(command_line(*words), tmp_path / "log", env=environment(), cwd=REPO)
-    try:
+    argv = command_line(*words)
+    with Process(argv, tmp_path / "log", env=environment(), cwd=REPO) as server:
         server.wait_for(lambda: "waiting for coverage" in server.output())
         url = json.loads((state / "ready.json").read_text())["url"]
         connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE)
@@ -59,9 +59,6 @@ def test_upgrade(tmp_path: Path, bundle: Path) -> None:
         assert connection.getresponse().status == 200
         connection.close()
         assert server.popen.wait(PATIENCE) == 0, server.describe()
-    finally:
-        if server.running:
-            server.kill()
     told = lines(server.output())
     assert [level for level, _ in told] == ["INFO"] * (len(told) - 1) + ["WARNING"]
     texts = [text for _, text in told]
@@ -95,8 +92,9 @@ def test_node_that_has_everything_when_the_command_ends(tmp_path: Path, bundle: 
     words += ["--state-dir", tmp_path / "state"]
     words += ["--listen", "127.0.0.1:0", "--until-pulled", tmp_path / "images"]
     words += ["--nodes", tmp_path / "nodes", "--", sys.executable, "-c", HEAD]
-    server = Process(command_line(*words), tmp_path / "log", env=environment(), cwd=REPO)
-    assert server.popen.wait(PATIENCE) == 0, server.describe()
+    argv = command_line(*words)
+    with Process(argv, tmp_path / "log", env=environment(), cwd=REPO) as server:
+        assert server.popen.wait(PATIENCE) == 0, server.describe()
     texts = [text for _, text in lines(server.output())]
     assert texts[1].endswith("ended with exit code 0")
     assert texts[2] == "127.0.0.1: 1 of 1 image; 1 of 1 node"

@@ -220,12 +220,12 @@ def test_signal_during_the_start(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     options = ["--ephemeral", "--state-dir", tmp_path / "state", "--listen", "127.0.0.1:0"]
     argv = command_line("serve", *options)
-    process = Process(argv, tmp_path / "output.log", env=environment(TMPDIR=str(tmp_path / "tmp")))
-
-    # Not any file: tempfile tries whether it may write there, with one of its own.
-    process.wait_for(lambda: any(one.is_dir() for one in (tmp_path / "tmp").iterdir()))
-    process.popen.send_signal(signal.SIGTERM)
-    process.popen.wait(PATIENCE)
+    env = environment(TMPDIR=str(tmp_path / "tmp"))
+    with Process(argv, tmp_path / "output.log", env=env) as process:
+        # Not any file: tempfile tries whether it may write there, with one of its own.
+        process.wait_for(lambda: any(one.is_dir() for one in (tmp_path / "tmp").iterdir()))
+        process.popen.send_signal(signal.SIGTERM)
+        process.popen.wait(PATIENCE)
     assert list((tmp_path / "tmp").iterdir()) == []
     assert "Traceback" not in process.output()
 
@@ -339,8 +339,8 @@ def test_one_server_for_a_state_directory(start_mayfly: StartMayfly, tmp_path: P
     """A second server with the state directory of a running one is refused, and harms nothing."""
     first = start_mayfly(state_dir=tmp_path / "state")
     argv = command_line("serve", "--state-dir", first.state_dir, "--root", tmp_path / "other")
-    second = Process(argv, tmp_path / "second.log", env=environment())
-    assert second.popen.wait(PATIENCE) == 2
+    with Process(argv, tmp_path / "second.log", env=environment()) as second:
+        assert second.popen.wait(PATIENCE) == 2
     assert f"mayfly stop --state-dir {first.state_dir}" in second.output()
     ready = read_ready(first.state_dir)
     assert ready is not None

@@ -13,7 +13,6 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Self
 
 from tests.clients.programs import OLD_CLIENTS, Client, cri_config, dockerd_options, with_sbin
 from tests.support.commands import run_mayfly
@@ -90,13 +89,6 @@ class Node(Process):
             str(path.relative_to(self.root)): _described(path)
             for path in sorted(self.root.rglob("*"))
         }
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        # It only sleeps, and has nothing to tidy.
-        self.kill()
 
 
 def _described(path: Path) -> tuple[int, int, int, str]:

@@ -159,7 +159,10 @@ def peak_bytes(pid: int) -> int:
 
 
 class Process:
-    """A child process whose output goes to a file, named when it fails."""
+    """A child process whose output goes to a file, named when it fails.
+
+    As a context it is killed at the end of the block, if it still runs.
+    """
 
     def __init__(
         self,
@@ -223,6 +226,12 @@ class Process:
         self.popen.kill()
         self.popen.wait()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.kill()
+
 
 def free_port() -> int:
     """A port that nobody listens on now."""
@@ -273,9 +282,6 @@ class Mayfly(Process):
         code = super().stop(timeout)
         assert code == 0, f"exit code {code} after SIGTERM: {self.describe()}"
         return code
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_exc: object) -> None:
         if self.running:

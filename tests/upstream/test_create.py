@@ -15,8 +15,8 @@ import pytest
 from mayfly.registry.upstream.lists import TagFilter, choose_tags
 from mayfly.storage.digest import of
 from tests.clients.proxy import FaultyProxy, SlowProxy
-from tests.support.commands import command_line, environment, mayfly, run_mayfly
-from tests.support.process import PATIENCE, REPO, Mayfly, poll
+from tests.support.commands import command_line, mayfly, run_mayfly, started
+from tests.support.process import PATIENCE, Mayfly, poll
 from tests.upstream.content import APP, LAYERS, TOOL, Content
 from tests.upstream.disturbed import kill_until_done, repeat_until_done
 
@@ -178,15 +178,12 @@ def test_an_interrupt_is_one_line(
     """At whatever moment: its exit code, how to continue, and no traceback; then it continues."""
     output = tmp_path / "up.tar"
     with SlowProxy(upstream.host, 1_000_000) as proxy:
-        argv = command_line("bundle", "create", "-o", output, *content.names(proxy.host))
+        words = ("bundle", "create", "-o", output, *content.names(proxy.host))
         for _ in range(8):
-            process = subprocess.Popen(
-                argv, cwd=REPO, env=environment(), stderr=subprocess.PIPE, text=True,
-                stdout=subprocess.DEVNULL,
-            )  # fmt: skip
-            poll(lambda running=process: _is_writing(running.pid) or running.poll() is not None)
-            process.send_signal(number)
-            _, said = process.communicate(timeout=PATIENCE)
+            with started(*words) as process:
+                poll(lambda running=process: _is_writing(running.pid) or running.poll() is not None)
+                process.send_signal(number)
+                _, said = process.communicate(timeout=PATIENCE)
             if process.returncode == 0:
                 break  # it was done before
             assert process.returncode == 128 + number, said

@@ -16,7 +16,7 @@ import pytest
 from mayfly.storage.directory.store import DistributionStore
 from tests.clients.proxy import SlowProxy
 from tests.faults.disk_mounts import MIB, fill, tmpfs
-from tests.support.commands import command_line, environment, mayfly
+from tests.support.commands import command_line, environment, mayfly, started
 from tests.support.images import image_body, push, put
 from tests.support.process import PATIENCE, REPO, Mayfly, poll
 
@@ -67,17 +67,10 @@ def test_a_stick_that_fills_is_named_and_the_same_command_goes_on(
     output = stick / "up.tar"
     with SlowProxy(upstream.host, RATE) as proxy:
         words = ("bundle", "create", f"{proxy.host}/{APP}:1", "-o", output)
-        process = subprocess.Popen(
-            command_line(*words),
-            env=environment(),
-            cwd=REPO,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        poll((stick / ".up.tar.partial").exists)
-        filler = _fill_meanwhile(stick)
-        _, said = process.communicate(timeout=PATIENCE)
+        with started(*words) as process:
+            poll((stick / ".up.tar.partial").exists)
+            filler = _fill_meanwhile(stick)
+            _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 4, said
         line = said.splitlines()[-1]
         assert f"{output} cannot be written: No space left on device" in line
