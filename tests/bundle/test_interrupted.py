@@ -23,7 +23,7 @@ from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.transfer.importing import WORKERS
 from tests.bundle.builders import Layout, tar
 from tests.storage.disk import skip_sync
-from tests.support.commands import command_line, environment
+from tests.support.commands import command_line, environment, started
 from tests.support.images import push, put_image
 from tests.support.process import PATIENCE
 
@@ -72,21 +72,13 @@ def bundle(quick_disk: Path) -> Path:
 @contextlib.contextmanager
 def job(*words: str | Path) -> Iterator[subprocess.Popen[str]]:
     """A command whose output is read line by line; killed where it hangs or is left running."""
-    with subprocess.Popen(
-        command_line(*words),
-        env=environment(PYTHONUNBUFFERED="1"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with started(*words, env={"PYTHONUNBUFFERED": "1"}) as process:
         guard = threading.Timer(PATIENCE, process.kill)
         guard.start()
         try:
             yield process
         finally:
             guard.cancel()
-            if process.poll() is None:
-                process.kill()
 
 
 def events(process: subprocess.Popen[str]) -> Iterator[Event]:

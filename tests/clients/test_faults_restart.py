@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from tests.clients.medium import Medium
 from tests.clients.programs import Client, push_by_skopeo
 from tests.clients.proxy import SlowProxy
 from tests.support.commands import mayfly
-from tests.support.process import Mayfly
+from tests.support.process import Mayfly, Process
 
 SLOW = 8_000_000
 """Bytes a second: a layer of 17 million is under way for long enough to be met."""
@@ -31,17 +30,15 @@ def loaded(docker: Client, skopeo: Client, medium: Medium, scratch: Path) -> Ite
     docker.run("image", "rm", "--force", LOCAL)
 
 
-def begin(docker: Client, *args: str, log: Path) -> subprocess.Popen[bytes]:
+def begin(docker: Client, *args: str, log: Path) -> Process:
     """Start a docker command, its output going to a file."""
-    with log.open("wb") as output:
-        argv = [str(docker.program), *docker.options, *args]
-        return subprocess.Popen(argv, env=docker.env, stdout=output, stderr=output)
+    return Process([docker.program, *docker.options, *args], log, env=docker.env)
 
 
-def finish(docker: Client, running: subprocess.Popen[bytes], log: Path, *args: str) -> None:
+def finish(docker: Client, running: Process, *args: str) -> None:
     """Wait for a command; if docker gave up it said why, and does it when told again."""
-    if running.wait(200) != 0:
-        assert log.read_text().strip()
+    if running.popen.wait(200) != 0:
+        assert running.output().strip()
         docker(*args)
 
 
@@ -61,14 +58,13 @@ def test_killed_during_a_pull(
     """docker's pull ends with the image that was pushed, and resumes where it was."""
     server = start_mayfly()
     push_by_skopeo(skopeo, medium.layout, "medium", f"{server.host}/killed:1")
-    log = scratch / "pull.log"
     with SlowProxy(server.host, SLOW) as proxy:
         pull = ("pull", f"{proxy.host}/killed:1")
-        running = begin(docker, *pull, log=log)
-        server.wait_for(lambda: proxy.passed > KILL_AFTER)
-        server.kill()
-        restarted = start_mayfly(listen=server.host)
-        finish(docker, running, log, *pull)
+        with begin(docker, *pull, log=scratch / "pull.log") as running:
+            server.wait_for(lambda: proxy.passed > KILL_AFTER)
+            server.kill()
+            restarted = start_mayfly(listen=server.host)
+            finish(docker, running, *pull)
         found = docker("image", "inspect", "--format={{.Id}}", pull[1]).strip()
         docker("image", "rm", pull[1])
     assert found == medium.id
@@ -83,17 +79,16 @@ def test_killed_during_a_push(
     server = start_mayfly()
     reference = f"{server.host}/killed:1"
     docker("tag", loaded, reference)
-    log = scratch / "push.log"
-    running = begin(docker, "push", reference, log=log)
 
     def under_way() -> bool:
         data = server.root.glob("docker/registry/v2/repositories/killed/_uploads/*/data")
         return any(path.stat().st_size > KILL_AFTER for path in data)
 
-    server.wait_for(under_way)
-    server.kill()
-    restarted = start_mayfly(listen=server.host)
-    finish(docker, running, log, "push", reference)
+    with begin(docker, "push", reference, log=scratch / "push.log") as running:
+        server.wait_for(under_way)
+        server.kill()
+        restarted = start_mayfly(listen=server.host)
+        finish(docker, running, "push", reference)
     copied = f"dir:{scratch}/copied"
     skopeo("copy", "--src-tls-verify=false", f"docker://{reference}", copied)
     docker("image", "rm", reference)

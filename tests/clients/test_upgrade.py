@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -144,17 +145,18 @@ def test_deadline_names_the_node_that_never_came(
 @pytest.fixture
 def pull(
     docker: Client, skopeo: Client, images: Images, scratch: Path
-) -> Callable[[Mayfly, SlowProxy], Process]:
+) -> Iterator[Callable[[Mayfly, SlowProxy], Process]]:
     """Begins a docker pull of 140 MB through a slow line; back once bytes of a layer flow."""
+    with ExitStack() as stack:
 
-    def begin(server: Mayfly, line: SlowProxy) -> Process:
-        push_by_skopeo(skopeo, images.layout, "debian", f"{server.host}/drain/debian:1")
-        argv = [docker.program or "", *docker.options, "pull", f"{line.host}/drain/debian:1"]
-        process = Process(argv, scratch / "pull.log", env=docker.env)
-        process.wait_for(lambda: line.passed > 4 * 2**20)
-        return process
+        def begin(server: Mayfly, line: SlowProxy) -> Process:
+            push_by_skopeo(skopeo, images.layout, "debian", f"{server.host}/drain/debian:1")
+            argv = [docker.program or "", *docker.options, "pull", f"{line.host}/drain/debian:1"]
+            process = stack.enter_context(Process(argv, scratch / "pull.log", env=docker.env))
+            process.wait_for(lambda: line.passed > 4 * 2**20)
+            return process
 
-    return begin
+        yield begin
 
 
 def test_stop_lets_a_docker_pull_end(

@@ -21,7 +21,7 @@ from mayfly.registry.nodes.kubectl import Kubectl, is_name
 from mayfly.registry.nodes.script import reading_script
 from mayfly.registry.nodes.target import Target
 from tests.nodes.test_script import SHELLS
-from tests.support.process import PATIENCE, need
+from tests.support.process import PATIENCE, killed_at_end, need
 
 ASKED: list[tuple[str, ...]] = []
 
@@ -72,18 +72,16 @@ async def test_many_secrets_are_asked_for_in_parts() -> None:
 def test_script_ends_while_its_input_stays_open(end: str) -> None:
     """The shell of a node reads it from ssh, which continues after the script."""
     script = reading_script(Target("", tls=True), (), end)
-    with subprocess.Popen(
+    process = subprocess.Popen(
         ["sh", "-s"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as shell:
+    )
+    with killed_at_end(process) as shell:
         assert shell.stdin is not None
         assert shell.stdout is not None
-        try:
-            shell.stdin.write(script.encode())
-            shell.stdin.flush()
-            assert shell.wait(PATIENCE) == 0
-            assert b" done yes\n" in shell.stdout.read()
-        finally:
-            shell.kill()
+        shell.stdin.write(script.encode())
+        shell.stdin.flush()
+        assert shell.wait(PATIENCE) == 0
+        assert b" done yes\n" in shell.stdout.read()
 
 
 def test_script_is_clean() -> None:

@@ -28,7 +28,7 @@ from mayfly.registry.pki.errors import TrustError
 from tests.nodes.pasting import break_off, killed_at_each_change, paste, put_own_hosts, way_back
 from tests.nodes.test_journal import furnish
 from tests.support.commands import mayfly
-from tests.support.process import PATIENCE, need, text_of
+from tests.support.process import PATIENCE, killed_at_end, need, text_of
 from tests.support.trees import snapshot
 
 SHELLS = {
@@ -866,11 +866,12 @@ def test_input_that_stays_open_or_is_closed(node: Node, target: Target, tmp_path
         text=True,
         env=environment,
     )
-    assert process.stdin is not None
-    process.stdin.write(script)
-    process.stdin.flush()
-    assert process.wait(PATIENCE) == 0
-    output, errors = process.communicate()
+    with killed_at_end(process):
+        assert process.stdin is not None
+        process.stdin.write(script)
+        process.stdin.flush()
+        assert process.wait(PATIENCE) == 0
+        output, errors = process.communicate()
     assert errors == ""
     assert json.loads(output)["failures"] == 0
     (tmp_path / "script").write_text(script)

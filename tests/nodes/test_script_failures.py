@@ -23,7 +23,7 @@ from tests.nodes.test_script import dash as dash
 from tests.nodes.test_script import node as node
 from tests.nodes.test_script import shell as shell
 from tests.nodes.test_script import target as target
-from tests.support.process import PATIENCE, poll, text_of
+from tests.support.process import PATIENCE, killed_at_end, poll, text_of
 from tests.support.trees import snapshot
 
 FAILER = f"""#!/bin/sh
@@ -530,15 +530,16 @@ def _end_while_it_pulls(
         },
         start_new_session=True,
     )
-    assert process.stdin is not None
-    process.stdin.write(script)
-    process.stdin.flush()
-    if not options:
-        _end_input(process)
     pulling = node.state / "pulling"
-    poll(lambda: len(text_of(pulling).split()) >= 4, process.poll)
-    end(process)
-    _, errors = process.communicate(timeout=PATIENCE)
+    with killed_at_end(process):
+        assert process.stdin is not None
+        process.stdin.write(script)
+        process.stdin.flush()
+        if not options:
+            _end_input(process)
+        poll(lambda: len(text_of(pulling).split()) >= 4, process.poll)
+        end(process)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert "illed" not in errors
     poll(lambda: not _running(node), lambda: _running(node))
     assert len(pulling.read_text().split()) == 4

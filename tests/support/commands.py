@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.process import REPO
+from tests.support.process import REPO, killed_at_end
 
 TIMEOUT = 120
 
@@ -52,19 +52,16 @@ def started(
 
     `communicate` reads its output and errors; until then they must fit into the pipes.
     """
-    with subprocess.Popen(
+    process = subprocess.Popen(
         command_line(*arguments),
         env=environment(**(env or {})),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
+    )
+    with killed_at_end(process):
+        yield process
 
 
 def run_mayfly(*arguments: object, stdin: str = "") -> str:
