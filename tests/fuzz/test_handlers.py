@@ -14,6 +14,7 @@ from multidict import CIMultiDict
 
 from mayfly.auth.policy import NameRange
 from mayfly.registry.api import errors, listings, uploads
+from mayfly.registry.api.context import Context
 from mayfly.registry.api.parse import parse
 from mayfly.registry.coverage.observer import Peer
 from mayfly.registry.http.body import Body
@@ -26,6 +27,14 @@ from tests.support.lifecycle_hooks import lifecycle_hooks
 SESSION = "1b671a64-40d5-491e-99b0-da01ff1f3341"
 WIRE = st.binary(max_size=30).map(lambda data: data.decode("utf-8", "surrogateescape"))
 HELD = b"twelve bytes"
+
+
+def _context(**parts: Any) -> Context:
+    """A handler's context of these parts alone; its client did not log in."""
+    fields: dict[str, Any] = dict.fromkeys(Context._fields)
+    fields["peer"] = Peer("", "127.0.0.1", "127.0.0.1")
+    fields["is_gone"] = lambda: False
+    return Context(**fields | parts)
 
 
 class _Upload:
@@ -55,13 +64,12 @@ async def _patched(header: str, body: bytes, announced: int | None) -> tuple[byt
         chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
         framed.buffer(chunk + b"0\r\n\r\n" if announced is None else body)
     upload = _Upload()
-    context: Any = SimpleNamespace(
+    context = _context(
         store=SimpleNamespace(
             upload=lambda repository, upload_id: upload, check_room=lambda size: None
         ),
         observer=lifecycle_hooks().observer,
         receiver=Receiver(),
-        peer=Peer("", "127.0.0.1", "127.0.0.1"),
     )
     headers = CIMultiDict({"Content-Range": header})
     http: Any = SimpleNamespace(body=framed, headers=headers, announced_length=announced or 0)
@@ -108,17 +116,17 @@ TAGS = st.sets(st.from_regex(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,3}", fullmatch=True)
 LIMITS = st.integers(1, 14).map(str) | st.sampled_from(["0", "-1", "007", "9" * 9, "9" * 10]) | WIRE
 
 
-def _context(names: list[str], shown: frozenset[str]) -> Any:
+def _listing_context(names: list[str], shown: frozenset[str]) -> Context:
     def repositories(after: str, limit: int, prefix: str) -> list[str]:
         return [name for name in names if name > after and name.startswith(prefix)][:limit]
 
     store = SimpleNamespace(tags=lambda repository: names, repositories=repositories)
     everything = [NameRange("", is_prefix=True)]
     caller = SimpleNamespace(can_list=shown.__contains__, readable=lambda *, listing: everything)
-    return SimpleNamespace(store=store, caller=caller, asker="client")
+    return _context(store=store, caller=caller)
 
 
-async def _pages(handler: Any, context: Any, key: str, target: str) -> list[list[str]]:
+async def _pages(handler: Any, context: Context, key: str, target: str) -> list[list[str]]:
     """Every page from one on, by following the links."""
     pages = list[list[str]]()
     while target:
@@ -149,7 +157,7 @@ def test_any_page(names: set[str], hidden: set[str], limit: str | None, last: st
         (listings.tags, "tags", "/v2/a/tags/list", names),
         (listings.catalog, "repositories", "/v2/_catalog", names - hidden),
     ):
-        context = _context(ordered, frozenset(shown))
+        context = _listing_context(ordered, frozenset(shown))
         try:
             pages = asyncio.run(_pages(handler, context, key, _asked(path, limit, last)))
         except (errors.PaginationInvalid, errors.ParameterInvalid):
