@@ -1,20 +1,19 @@
-"""All images of a store by name, damaged ones included, for `ls`, `du` and `export`.
+"""All images of a store by name, damaged ones included, for `ls` and `export`.
 
 A damaged entry hides no other: a name whose image cannot be read is a `Damaged` among the images.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mayfly.storage.bundle.diagnostics import Code
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.reader import DirectoryReader
-from mayfly.storage.errors import ContentCorrupt, ManifestUnknown, StorageError
+from mayfly.storage.errors import ContentCorrupt, ManifestUnknown
 from mayfly.storage.images import Image, image, resolve
-from mayfly.storage.interface import Reader, RevisionReader
+from mayfly.storage.interface import Reader
 from mayfly.storage.reading import manifests_below, repositories
 from mayfly.storage.reference import LATEST, parse_reference, split_stored
 
@@ -32,34 +31,6 @@ class Damaged:
     name: str
     code: Code
     detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Space:
-    """How the bytes of a store are used. A blob that two uses share counts for the first.
-
-    Attributes:
-        images: number of tags with an image.
-        logical: bytes that the images would take without sharing.
-        stored: bytes that they take.
-        untagged: number of manifests that no tag leads to.
-        untagged_size: bytes that only these need.
-        unused_size: bytes that nothing needs.
-        damaged: names whose image is gone; the content of these images counts as unused.
-    """
-
-    images: int
-    logical: int
-    stored: int
-    untagged: int
-    untagged_size: int
-    unused_size: int
-    damaged: tuple[Damaged, ...]
-
-    @property
-    def saved(self) -> int:
-        """Bytes saved by sharing."""
-        return self.logical - self.stored
 
 
 def tagged(reader: DirectoryReader) -> Iterator[Image | Damaged]:
@@ -182,62 +153,3 @@ def loose_manifests(reader: DirectoryReader, repository: str) -> list[Digest]:
         if digest not in reached:
             reached.update(found for found, _ in manifests_below(reader, repository, digest))
     return sorted(d for d in reader.revisions(repository) if d not in reached)
-
-
-def space(reader: DirectoryReader) -> Space:
-    """Measure the space of images, of untagged manifests and of unused blobs."""
-    count = logical = loose = 0
-    needed: dict[Digest, int] = {}
-    damaged: list[Damaged] = []
-    for one in tagged(reader):
-        if isinstance(one, Damaged):
-            damaged.append(one)
-            continue
-        count += 1
-        logical += one.size
-        needed.update(one.blobs)
-    only: dict[Digest, int] = {}
-    for one in untagged(reader):
-        loose += 1
-        if isinstance(one, Image):
-            only.update((d, size) for d, size in one.blobs.items() if d not in needed)
-    stored = sum(needed.values())
-    unused = sum(
-        path.stat().st_size
-        for digest, path in reader.stored_blobs()
-        if digest not in needed and digest not in only
-    )
-    return Space(count, logical, stored, loose, sum(only.values()), unused, tuple(damaged))
-
-
-def space_of(reader: RevisionReader) -> Space:
-    """Measure the space of the images of bundles or of a registry.
-
-    Unreferenced blobs are not looked for.
-    """
-    count = logical = loose = 0
-    needed: dict[Digest, int] = {}
-    only: dict[Digest, int] = {}
-    damaged: list[Damaged] = []
-    for repository in repositories(reader):
-        reached: set[Digest] = set()
-        for tag in reader.tags(repository):
-            with contextlib.suppress(ManifestUnknown):  # a tag that leads nowhere
-                one = image(reader, repository, reader.tag(repository, tag), f"{repository}:{tag}")
-                if (fault := damage(reader, one)) is not None:
-                    damaged.append(fault)
-                    reached.update(one.manifests)
-                    continue
-                count += 1
-                logical += one.size
-                needed.update(one.blobs)
-                reached.update(one.manifests)
-        for digest in reader.revisions(repository):
-            if digest not in reached:
-                with contextlib.suppress(StorageError):
-                    found = image(reader, repository, digest, f"{repository}@{digest}")
-                    loose += 1
-                    only.update(found.blobs)
-    only = {digest: size for digest, size in only.items() if digest not in needed}
-    stored = sum(needed.values())
-    return Space(count, logical, stored, loose, sum(only.values()), 0, tuple(damaged))

@@ -266,7 +266,7 @@ def _show_attached(attached: Sequence[tuple[Attached, Image]]) -> None:
 @click.pass_context
 def du(ctx: click.Context, sources: tuple[str, ...], root: Path, json: bool) -> None:
     """Show how much space the images take, and how much sharing saves."""
-    from mayfly.storage.survey import space, space_of
+    from mayfly.storage.upkeep.space import space, space_of
 
     sources = or_own_bundle(sources)
     if sources:
@@ -288,6 +288,8 @@ def du(ctx: click.Context, sources: tuple[str, ...], root: Path, json: bool) -> 
             )
         if found.unused_size:
             echo(f"{format_size(found.unused_size)} more that no manifest needs (gc frees it)")
+        if found.kept_size:
+            echo(f"{format_size(found.kept_size)} more that damaged images may need (gc keeps it)")
     name_damaged(ctx, found.damaged, json, mend=not sources)
 
 

@@ -24,7 +24,9 @@ from typing import NamedTuple
 from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.cached import CacheMarker
+from mayfly.storage.directory.reader import DirectoryReader
 from mayfly.storage.errors import ManifestInvalid, ManifestUnknown
+from mayfly.storage.interface import RevisionReader
 from mayfly.storage.manifest import mentioned_digests, parse_stored
 from mayfly.storage.reading import read_unverified, repositories
 from mayfly.storage.upkeep.maintainable import Maintainable
@@ -127,8 +129,8 @@ class _Collection:
         loose = self._untagged(untouched) if untagged else []
         if not dry_run:
             loose = [one for one in loose if self._delete_manifest(*one, untouched)]
-        marked, unread = self._mark(frozenset(loose))
-        unmarked = [d for d, _ in self._upper.stored_blobs() if d not in marked]
+        kept, unread = marked(self._store, self._upper, frozenset(loose))
+        unmarked = [d for d, _ in self._upper.stored_blobs() if d not in kept]
         garbage = [d for d in unmarked if untouched.content(d)]
         spared = {d: self._size(d) for d in set(unmarked).difference(garbage)}
         links: dict[Digest, list[Path]] = {}
@@ -193,57 +195,6 @@ class _Collection:
             CacheMarker(self._layout, self._publisher).remove(repository, digest, ())
             return removed
 
-    def _mark(self, deleted: frozenset[tuple[str, Digest]]) -> tuple[set[Digest], list[Unread]]:
-        marked: set[Digest] = set()
-        unread: list[Unread] = []
-        # A manifest has the same references in every repository that links it.
-        outcomes: dict[Digest, _Reason | None] = {}
-        for repository in repositories(self._store):
-            found = [
-                Unread(f"{repository}@{digest}", *reason)
-                for digest in self._store.revisions(repository)
-                if (repository, digest) not in deleted
-                if (reason := self._mark_manifest(repository, digest, marked, outcomes))
-            ]
-            for tag, digest in self._upper.dangling_tags(repository):
-                if digest is not None:
-                    marked.add(digest)
-                found.append(Unread(f"{repository}:{tag}", UnreadCode.TAG_DANGLING))
-            if found:
-                marked.update(self._upper.blob_links(repository))
-                unread += found
-        return marked, unread
-
-    def _mark_manifest(
-        self,
-        repository: str,
-        digest: Digest,
-        marked: set[Digest],
-        outcomes: dict[Digest, _Reason | None],
-    ) -> _Reason | None:
-        """Mark a manifest and its references; return the reason if those are unknown."""
-        if digest in outcomes:
-            return outcomes[digest]
-        marked.add(digest)
-        reason: _Reason | None = None
-        try:
-            body = read_unverified(self._store, repository, digest)
-        except ManifestUnknown:
-            if not self._upper.is_linked(repository, digest):
-                return None  # deleted meanwhile
-            reason = UnreadCode.MANIFEST_MISSING, ""
-        except OSError as error:
-            reason = UnreadCode.UNREADABLE, error.strerror or ""
-        else:
-            # It may still be JSON, and name other content.
-            if digests.of(body, digest.algorithm) != digest:
-                reason = UnreadCode.MANIFEST_CORRUPT, ""
-                marked.update(mentioned_digests(body))
-            else:
-                marked.update(kept_digests(body))
-        outcomes[digest] = reason
-        return reason
-
     def _confirm_deletions(self) -> None:
         """Make deletions of manifests durable before their blobs are removed.
 
@@ -278,6 +229,67 @@ class _Collection:
             return self._layout.data(digest).stat().st_size
         except FileNotFoundError:
             return 0
+
+
+def marked(
+    store: RevisionReader,
+    upper: DirectoryReader,
+    deleted: frozenset[tuple[str, Digest]] = frozenset(),
+) -> tuple[set[Digest], list[Unread]]:
+    """Return the content that a collection keeps, and the manifests whose references are unknown.
+
+    Args:
+        store: the store, with those beneath it.
+        upper: the store that is collected.
+        deleted: manifests that do not count, by repository and digest.
+    """
+    kept: set[Digest] = set()
+    unread: list[Unread] = []
+    # A manifest has the same references in every repository that links it.
+    outcomes: dict[Digest, _Reason | None] = {}
+
+    def mark(repository: str, digest: Digest) -> _Reason | None:
+        if digest not in outcomes:
+            references, reason = _references(store, repository, digest)
+            kept.update(references)
+            is_missing = reason is not None and reason[0] is UnreadCode.MANIFEST_MISSING
+            if is_missing and not upper.is_linked(repository, digest):
+                return None  # deleted meanwhile
+            outcomes[digest] = reason
+        return outcomes[digest]
+
+    for repository in repositories(store):
+        found = [
+            Unread(f"{repository}@{digest}", *reason)
+            for digest in store.revisions(repository)
+            if (repository, digest) not in deleted
+            if (reason := mark(repository, digest))
+        ]
+        for tag, digest in upper.dangling_tags(repository):
+            if digest is not None:
+                kept.add(digest)
+            found.append(Unread(f"{repository}:{tag}", UnreadCode.TAG_DANGLING))
+        if found:
+            kept.update(upper.blob_links(repository))
+            unread += found
+    return kept, unread
+
+
+def _references(
+    store: RevisionReader, repository: str, digest: Digest
+) -> tuple[frozenset[Digest], _Reason | None]:
+    """Return a manifest and its references, and the reason if those are unknown."""
+    alone = frozenset((digest,))
+    try:
+        body = read_unverified(store, repository, digest)
+    except ManifestUnknown:
+        return alone, (UnreadCode.MANIFEST_MISSING, "")
+    except OSError as error:
+        return alone, (UnreadCode.UNREADABLE, error.strerror or "")
+    if digests.of(body, digest.algorithm) != digest:
+        # It may still be JSON, and name other content.
+        return alone | mentioned_digests(body), (UnreadCode.MANIFEST_CORRUPT, "")
+    return alone | kept_digests(body), None
 
 
 def kept_digests(body: bytes) -> frozenset[Digest]:

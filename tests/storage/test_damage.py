@@ -22,6 +22,7 @@ from mayfly.storage.manifest import parse
 from mayfly.storage.survey import Damaged, tagged, untagged
 from mayfly.storage.transfer import inventory
 from mayfly.storage.upkeep.collect import collect
+from mayfly.storage.upkeep.space import space
 from mayfly.storage.upkeep.verify import Fault, Finding, repair, verify
 from tests.support.images import (
     descriptor,
@@ -246,6 +247,26 @@ def test_damaged_manifest_without_a_tag(
     found = [one for one in untagged(store) if one.name == f"{REPO}@{MANIFEST}"]
     assert [one.code for one in found if isinstance(one, Damaged)] == [code]
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("is_tagged", [True, False], ids=["tag", "no tag"])
+@pytest.mark.parametrize("name", CASES)
+def test_space_that_is_freed(
+    store: DistributionStore, root: Path, name: str, is_tagged: bool
+) -> None:
+    """What counts as unused is what garbage collection frees; what it keeps is told apart."""
+    case = CASES[name]
+    for repository in (REPO, "empty"):
+        push(store, repository, b"of nothing")
+    store.delete_manifest(OTHER, MANIFEST)
+    if not is_tagged and "tag" not in name:
+        store.delete_tag(REPO, "v1")
+    case.damage(case.file(_Paths(root)))
+    again = DistributionStore(root)
+    found = space(again)
+    assert found.unused_size == collect(again, 0, dry_run=True).size
+    if found.damaged:
+        assert found.kept_size >= len(b"of nothing")
 
 
 def test_size_in_a_manifest(store: DistributionStore, root: Path) -> None:

@@ -12,7 +12,7 @@ from mayfly.storage import images
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.errors import BlobUnknown, ManifestUnknown
 from mayfly.storage.reading import read_blob
-from mayfly.storage.survey import space
+from mayfly.storage.upkeep.space import space
 from mayfly.storage.upkeep.verify import Fault, Finding, verify
 from tests.support.images import descriptor, image_body, index_body, push, put
 
