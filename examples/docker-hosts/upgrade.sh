@@ -10,7 +10,7 @@ for node in $nodes; do
         docker run --detach --name web --network host registry.example/shop/web:2
         docker run --detach --name worker --network host registry.example/shop/worker:2
     ' >/dev/null
-    # Take back what Mayfly wrote on the host; the images stay.
+    # Revert Mayfly's changes on the host; the images stay.
     script=$(mayfly node script --node "$node")
     printf '%s\n' "$script" | ssh "$node" sh -s -- revert --quiet
     echo "$node: upgraded"

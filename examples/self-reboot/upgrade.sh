@@ -27,7 +27,7 @@ for node in $nodes; do
     fi
 done
 
-# Take back what Mayfly wrote on the nodes; the images stay.
+# Revert Mayfly's changes on the nodes; the images stay.
 for node in $nodes; do
     script=$(mayfly node script --node "$node")
     printf '%s\n' "$script" | ssh "$node" sh -s -- revert --quiet

@@ -99,12 +99,18 @@ GAPS: Mapping[Gap, tuple[str, str]] = {
         "use a kubeconfig that may read nodes, nodes/proxy, pods, workloads, serviceaccounts and "
         "secrets",
     ),
-    Gap.FAILED: ("it was not seen: kubectl failed", "mend what kubectl says, and run this again"),
+    Gap.FAILED: (
+        "it was not seen: kubectl failed",
+        "fix the problem that kubectl names, and run this again",
+    ),
     Gap.UNKNOWN_NODE: (
         "the cluster has no node of this name, and none or several of this address",
         "name nodes as the cluster does, or use --no-kubernetes",
     ),
-    Gap.NODE: ("the node was not seen", "mend what the message says, and run this again"),
+    Gap.NODE: (
+        "the node was not seen",
+        "fix the problem that the message names, and run this again",
+    ),
     Gap.KUBELET: (
         "the node has a kubelet, and pods were not looked at",
         "leave out --no-kubernetes",

@@ -80,7 +80,7 @@ TEXTS: dict[Cause, tuple[str, str]] = {
     ),
     Cause.SSH: (
         "ssh failed",
-        "see what ssh -o BatchMode=yes NODE true says",
+        "look at the output of ssh -o BatchMode=yes NODE true",
     ),
     Cause.NO_SHELL: (
         "it has no POSIX shell",
@@ -105,27 +105,28 @@ TEXTS: dict[Cause, tuple[str, str]] = {
     ),
     Cause.KILLED: (
         "the script was killed under way",
-        "look on the node for what killed it (journalctl -k shows out of memory), then run this "
+        "find the cause on the node (journalctl -k shows out of memory), then run this "
         "again; it resumes where it was",
     ),
     Cause.TIMED_OUT: (
         "it took too long",
-        "see on the node what hangs, or give a longer --timeout, then run this again",
+        "look on the node for a program that hangs, or give a longer --timeout, then run this "
+        "again",
     ),
     Cause.UNREADABLE: (
         "it did not send the script's answer",
-        "see what its script prints: (umask 077; mayfly node script --node NODE >FILE) && "
+        "look at the output of its script: (umask 077; mayfly node script --node NODE >FILE) && "
         "ssh NODE sh <FILE",
     ),
     Cause.EDITED: (
         "somebody changed files that Mayfly wrote there",
-        "save what you want of them, then lose the rest: "
+        "save the edits that you need, then discard the others: "
         "(umask 077; mayfly node script --node NODE >FILE) && "
         "ssh NODE sh -s -- apply --force <FILE; then run this again",
     ),
     Cause.SCRIPT: (
         "the script cannot do its work there",
-        "mend what the message says, then run this again",
+        "fix the problem that the message names, then run this again",
     ),
     Cause.DISK_FULL: (
         "its disk is full",
@@ -158,7 +159,7 @@ TEXTS: dict[Cause, tuple[str, str]] = {
     ),
     Cause.PULL: (
         "its runtime could not pull",
-        "mend what the message says, then run this again",
+        "fix the problem that the message names, then run this again",
     ),
     Cause.NO_PROOF: (
         "its images are there, but it cannot tell the registry",
@@ -167,7 +168,7 @@ TEXTS: dict[Cause, tuple[str, str]] = {
     ),
     Cause.PROOF: (
         "the registry did not take its proof",
-        "mend what the message says, then run this again",
+        "fix the problem that the message names, then run this again",
     ),
     Cause.DIFFERENT: (
         "it proved other images than the registry has under these names",
@@ -193,8 +194,8 @@ TEXTS: dict[Cause, tuple[str, str]] = {
     ),
     Cause.NOT_PINNED: (
         "images are there, but could not be pinned",
-        "mend what the message says, then run this with --again; until then kubelet may remove "
-        "them when the disk fills",
+        "fix the problem that the message names, then run this with --again; until then kubelet "
+        "may remove them when the disk fills",
     ),
     Cause.NO_NODE: (
         "the cluster has no node of this name",
@@ -211,7 +212,7 @@ TEXTS: dict[Cause, tuple[str, str]] = {
     ),
     Cause.POD: (
         "its kubelet did not run the pod",
-        "mend what the message says, then run this again",
+        "fix the problem that the message names, then run this again",
     ),
     Cause.CLUSTER: (
         "the cluster refuses, or does not answer",

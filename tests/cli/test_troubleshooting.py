@@ -13,7 +13,7 @@ import pytest
 from tests.support.process import REPO
 
 PAGE = (REPO / "docs/troubleshooting.md").read_text()
-OTHERS = "What nodes say"
+OTHERS = "Messages of nodes"
 """The section of messages that are other programs'."""
 
 ANY = "…"
