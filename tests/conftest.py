@@ -27,6 +27,7 @@ pytest.register_assert_rewrite("tests.support")
 
 from tests.support.process import Mayfly, remove_tree  # noqa: E402
 from tests.support.programs import TOP, manifest  # noqa: E402
+from tests.support.sources import parsed  # noqa: E402
 
 REQUIRE_ALL = "MAYFLY_REQUIRE_ALL"
 
@@ -100,7 +101,6 @@ LONG = ("clients", "hostile", "security", "faults", "bundle", "nodes", "fuzz")
 
 INDEPENDENT = (
     "tests/clients/test_node_script.py",
-    "tests/hostile/test_growth.py",
     "tests/hostile/test_layers.py",
     "tests/nodes/test_script.py",
     "tests/nodes/test_script_failures.py",
@@ -196,12 +196,14 @@ def _left_out(config: pytest.Config) -> dict[Path, str]:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out what takes programs of another tier, unless it is named.
 
-    For tests that run alone also modules without one: to import them all takes longer than some.
+    Also modules of which no test would be left: to import them takes longer than some tests.
     """
     if collection_path in _left_out(config):
         return True
-    if config.getoption("markexpr") == "alone" and collection_path.suffix == ".py":
-        return True if "pytest.mark.alone" not in collection_path.read_text() else None
+    if collection_path.suffix == ".py" and (marks := config.getoption("markexpr")):
+        text = collection_path.read_text()
+        has, has_only = "pytest.mark.alone" in text, "\npytestmark = pytest.mark.alone\n" in text
+        return {"alone": not has, "not alone": has_only}.get(marks) or None
     return None
 
 
@@ -219,6 +221,13 @@ def pytest_terminal_summary(
         terminalreporter.section("not tested on this machine")
         for report in skipped:
             terminalreporter.write_line(f"{report.nodeid}: {_reason(report)}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parsed_for_a_module() -> Iterator[None]:
+    """Keep no trees of sources: all that looks for garbage later would look through them."""
+    yield
+    parsed.cache_clear()
 
 
 @pytest.fixture(scope="session")

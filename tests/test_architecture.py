@@ -7,11 +7,10 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 
 from mayfly.storage import interface
 from tests.support.process import REPO
+from tests.support.sources import parsed, python_files
 
 ROOMS = ("registry", "storage", "auth")
 ARROWS = {"registry": {"storage", "auth"}, "storage": set[str](), "auth": set[str]()}
@@ -55,13 +54,9 @@ FRAMEWORK = {"aiohttp", "yarl", "multidict", "http"}
 UNSHIPPED = {"tests", "benchmarks", "pytest", "hypothesis", "mypy"}
 
 
-@cache
 def _modules() -> dict[str, ast.Module]:
     """Every module of the three rooms by its path from the top."""
-    found = {}
-    for path in sorted(path for room in ROOMS for path in (REPO / room).rglob("*.py")):
-        found[path.relative_to(REPO).as_posix()] = ast.parse(path.read_text(), str(path))
-    return found
+    return {path.relative_to(REPO).as_posix(): parsed(path) for path in python_files(*ROOMS)}
 
 
 def _room(name: str) -> str:
@@ -110,12 +105,8 @@ def test_arrows() -> None:
 def test_one_name_for_each_module() -> None:
     """Nothing imports a folder by a second name, which would load each of its modules twice."""
     found = []
-    paths = [
-        p for top in (*ROOMS, "mayfly", "tests", "benchmarks") for p in (REPO / top).rglob("*.py")
-    ]
-    for path in paths:
-        tree = ast.parse(path.read_text(), str(path))
-        found += _offenders_by_root(path.relative_to(REPO).as_posix(), tree)
+    for path in python_files(*ROOMS, "mayfly", "tests", "benchmarks"):
+        found += _offenders_by_root(path.relative_to(REPO).as_posix(), parsed(path))
     assert found == []
 
 
@@ -316,12 +307,12 @@ def test_each_room_has_a_folder_of_tests() -> None:
 def test_tests_say_what_they_show() -> None:
     """Each test has a docstring."""
     silent = []
-    for path in sorted((REPO / "tests").rglob("test_*.py")):
-        functions = ast.walk(ast.parse(path.read_text(), str(path)))
+    for path in python_files("tests"):
         silent += [
-            f"{Path(path).relative_to(REPO)}: {node.name}"
-            for node in functions
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            f"{path.relative_to(REPO)}: {node.name}"
+            for node in ast.walk(parsed(path))
+            if path.name.startswith("test_")
+            and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
             and node.name.startswith("test_")
             and not ast.get_docstring(node)
         ]
@@ -343,12 +334,12 @@ def _helpers(tree: ast.Module) -> Iterator[str]:
 
 def test_helpers_of_tests_are_used() -> None:
     """Functions, classes and constants of tests are named at another place, too."""
-    texts = {path: path.read_text() for path in (REPO / "tests").rglob("*.py")}
-    count = Counter(re.findall(r"\w+", "\n".join(texts.values())))
+    paths = python_files("tests")
+    count = Counter(re.findall(r"\w+", "\n".join(path.read_text() for path in paths)))
     unused = [
         f"{path.relative_to(REPO)}: {name}"
-        for path, text in sorted(texts.items())
-        for name in _helpers(ast.parse(text))
+        for path in paths
+        for name in _helpers(parsed(path))
         if count[name] == 1 and name != "pytestmark"
     ]
     assert unused == []

@@ -7,12 +7,14 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from tests.support.process import REPO
+from tests.support.sources import parsed, python_files
 
 FIRST_LINES = re.compile(
     r"(What|Who|Whoever|Whatever|That which|Those|Whether or not|How often whom)\b|Of (?!.*, )|"
@@ -63,17 +65,13 @@ def _pages() -> Iterator[tuple[str, str]]:
 
 def _docstrings() -> Iterator[tuple[str, str]]:
     """Every docstring, of attributes and constants, too, by its place."""
-    for path in sorted(p for room in ("registry", "storage", "auth") for p in _modules(room)):
+    for path in python_files("registry", "storage", "auth"):
         name = path.relative_to(REPO).as_posix()
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
                 text = node.value.value
                 if isinstance(text, str):
                     yield f"{name}:{node.lineno}", " ".join(text.split())
-
-
-def _modules(room: str) -> list[Path]:
-    return [*(REPO / room).rglob("*.py")]
 
 
 def test_docstrings_begin_with_what_a_thing_does() -> None:
@@ -82,16 +80,20 @@ def test_docstrings_begin_with_what_a_thing_does() -> None:
     assert found == []
 
 
-def _remarks() -> Iterator[tuple[str, str]]:
+@cache
+def _remarks() -> tuple[tuple[str, str], ...]:
     """Every text and comment of the code, and every line of scripts and of other languages."""
+    return tuple(_read_remarks())
+
+
+def _read_remarks() -> Iterator[tuple[str, str]]:
     for path in sorted(path for room in ROOMS for path in (REPO / room).rglob("*")):
         name = path.relative_to(REPO).as_posix()
         if path.suffix == ".py" and path != Path(__file__):
-            source = path.read_text()
-            for node in ast.walk(ast.parse(source)):
+            for node in ast.walk(parsed(path)):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     yield f"{name}:{node.lineno}", " ".join(node.value.split())
-            for number, lines in _comments(source):
+            for number, lines in _comments(path.read_text()):
                 yield f"{name}:{number}", lines
         elif path.suffix in OTHER_LANGUAGES:
             yield name, " ".join(path.read_text().split())
@@ -207,7 +209,7 @@ def _is_defined(name: str) -> bool:
         module = place / "__init__.py"
     if not module.is_file():
         return False
-    inside: ast.Module | ast.ClassDef = ast.parse(module.read_text())
+    inside: ast.Module | ast.ClassDef = parsed(module)
     for part in rest:
         found = _defined(inside).get(part)
         if found is None:
@@ -347,10 +349,8 @@ _NEVER_ONE = re.compile(r"\b_?[A-Z][A-Z_]+$|(?i:max|most|total|size|moved|receiv
 def test_no_number_has_a_plural_of_its_own() -> None:
     """No text of the code puts a plural behind a number: `counted` does."""
     found: list[str] = []
-    for path in sorted(
-        one for top in ("registry", "storage") for one in (REPO / top).rglob("*.py")
-    ):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path in python_files("registry", "storage"):
+        for node in ast.walk(parsed(path)):
             for number, text in pairwise(node.values if isinstance(node, ast.JoinedStr) else ()):
                 if (
                     isinstance(number, ast.FormattedValue)

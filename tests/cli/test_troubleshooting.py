@@ -7,10 +7,12 @@ import errno
 import os
 import re
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 
 from tests.support.process import REPO
+from tests.support.sources import parsed, python_files
 
 PAGE = (REPO / "docs/troubleshooting.md").read_text()
 OTHERS = "Messages of nodes"
@@ -37,17 +39,16 @@ def _quoted() -> list[str]:
 
 def _texts() -> Iterator[str]:
     """Every text of the code that may be printed; what is put in is `ANY`."""
-    for top in ("registry", "storage", "auth"):
-        for path in sorted((REPO / top).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    # Words of logging are put in as %s and the like.
-                    yield re.sub(r"%[-.\d]*[sdrf]", ANY, node.value)
-                elif isinstance(node, ast.JoinedStr):
-                    yield "".join(
-                        str(part.value) if isinstance(part, ast.Constant) else ANY
-                        for part in node.values
-                    )
+    for path in python_files("registry", "storage", "auth"):
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                # Words of logging are put in as %s and the like.
+                yield re.sub(r"%[-.\d]*[sdrf]", ANY, node.value)
+            elif isinstance(node, ast.JoinedStr):
+                yield "".join(
+                    str(part.value) if isinstance(part, ast.Constant) else ANY
+                    for part in node.values
+                )
     launcher = (REPO / "deploy/onefile/launcher.c").read_text()
     for text in re.findall(r'"((?:[^"\\]|\\.)*)"', launcher):
         yield re.sub(r"%[a-z]+", ANY, text)
@@ -56,7 +57,9 @@ def _texts() -> Iterator[str]:
         yield re.sub(r"\$\w+", ANY, text)
 
 
-TEXTS = "\n".join(_texts())
+@cache
+def _all_texts() -> str:
+    return "\n".join(_texts())
 
 
 @pytest.mark.parametrize("message", _quoted())
@@ -65,7 +68,7 @@ def test_message_is_one_of_mayflys(message: str) -> None:
     for text in map(os.strerror, errno.errorcode):
         message = message.replace(text, ANY)
     parts = [re.escape(part.strip()) for part in message.split(ANY)]
-    assert re.search(r"[^\n]*".join(parts), TEXTS), message
+    assert re.search(r"[^\n]*".join(parts), _all_texts()), message
 
 
 def test_every_section_has_messages() -> None:

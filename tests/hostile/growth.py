@@ -34,6 +34,7 @@ from types import FrameType, ModuleType
 from typing import Any, TypeGuard
 
 from mayfly import auth, registry, storage
+from tests.support.sources import parsed
 
 PACKAGES = (registry, storage, auth)
 
@@ -90,6 +91,11 @@ def modules() -> Iterator[ModuleType]:
         for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             if not found.name.endswith("__main__"):
                 yield importlib.import_module(found.name)
+
+
+def _tree(thing: ModuleType | Callable[..., Any]) -> ast.Module:
+    """The tree of a module, or of the one that has a function."""
+    return parsed(Path(inspect.getfile(thing)).resolve())
 
 
 # Measuring
@@ -161,8 +167,7 @@ def _guarded(seconds: float) -> Iterator[None]:
 def patterns() -> Iterator[Subject]:
     """Every pattern, by every method that is called on it."""
     for module in modules():
-        source = Path(str(module.__file__))
-        tree = ast.parse(source.read_text())
+        tree = _tree(module)
         methods = _methods(tree)
         anywhere = tuple(dict.fromkeys(m for found in methods.values() for m in found))
         for name, value in vars(module).items():
@@ -178,7 +183,7 @@ def unreadable_patterns() -> list[str]:
     """Calls of `re` inside functions whose pattern is made at run time."""
     found = []
     for module in modules():
-        tree = ast.parse(Path(str(module.__file__)).read_text())
+        tree = _tree(module)
         for function in ast.walk(tree):
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
                 found += [
@@ -366,6 +371,20 @@ def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
                 yield f"{module.__name__}.{name}", value
 
 
+EFFECTS = {
+    "mayfly.auth.users.hash_password": "bcrypt, slow on purpose; of 72 bytes at most",
+    "mayfly.auth.generate._hash": "the same",
+    "mayfly.registry.control.socket._bind": "binds a socket",
+    "mayfly.registry.pki.addresses.wanted_names": "asks the host for its addresses",
+}
+"""Functions of text alone that do more than to read it, and what."""
+
+
+def pure_functions() -> dict[str, Callable[..., Any]]:
+    """The functions of `functions` without effects, by their names."""
+    return {name: function for name, function in functions() if name not in EFFECTS}
+
+
 def function_subjects(name: str, function: Callable[..., Any]) -> Iterator[Subject]:
     """A function, by each of its text parameters, as one long text and as many short ones."""
     inputs = tuple(dict.fromkeys(_function_inputs(function)))
@@ -434,7 +453,7 @@ def _text(function: Callable[..., Any]) -> dict[str, str]:
 
 
 def _function_inputs(function: Callable[..., Any]) -> Iterator[tuple[str, str, str]]:
-    tree = ast.parse(Path(inspect.getfile(function)).read_text())
+    tree = _tree(function)
     documented = {id(one.value) for one in ast.walk(tree) if isinstance(one, ast.Expr)}
     literals: dict[str, None] = {"": None}
     for one in ast.walk(tree):

@@ -10,14 +10,6 @@ import pytest
 from tests.hostile import growth
 from tests.hostile.growth import Subject, function_subjects, grown, pattern_subject
 
-EFFECTS = {
-    "mayfly.auth.users.hash_password": "bcrypt, slow on purpose; of 72 bytes at most",
-    "mayfly.auth.generate._hash": "the same",
-    "mayfly.registry.control.socket._bind": "binds a socket",
-    "mayfly.registry.pki.addresses.wanted_names": "asks the host for its addresses",
-}
-"""Functions of text alone that do more than to read it, and what."""
-
 DYNAMIC = {
     "mayfly.auth.globs.parse_glob": "`test_globs` is its test",
     "mayfly.registry.upstream.lists._pattern": "the operator's own patterns",
@@ -30,17 +22,17 @@ PATTERNS = {subject.name: subject for subject in growth.patterns()}
 QUADRATIC_SECONDS = 0.5
 """After which what is quadratic on purpose is not waited for: many times what is linear takes."""
 
-FUNCTIONS = {name: found for name, found in growth.functions() if name not in EFFECTS}
+FUNCTIONS = growth.pure_functions()
+
+pytestmark = pytest.mark.alone
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("name", PATTERNS)
 def test_patterns(name: str) -> None:
     """No pattern takes time that grows with the square of a text, or faster."""
     assert list(islice(grown(PATTERNS[name]), 3)) == []
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions(name: str) -> None:
     """Nor does any function that reads a text."""
@@ -48,31 +40,11 @@ def test_functions(name: str) -> None:
         assert list(islice(grown(subject), 3)) == [], subject.name
 
 
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if "._" not in name])
-def test_nesting(name: str) -> None:
-    """However deep a text nests, no function that others call runs out of stack."""
-    function = FUNCTIONS[name]
-    for repeated in ("[", '{"a":', "(", "*/"):
-        for parameter, read in growth.readers(function):
-            try:
-                read("", repeated, "", 20_000)
-            except RecursionError:
-                pytest.fail(f"{name}({parameter}): {repeated!r} again and again")
-            except Exception:
-                continue
-
-
 def test_patterns_made_at_run_time() -> None:
     """All that are made of others' text have a test of their own."""
     assert set(growth.unreadable_patterns()) == set(DYNAMIC)
 
 
-def test_effects_are_there() -> None:
-    """No name of a function is left in the list after the function is gone."""
-    assert set(EFFECTS) <= {name for name, _ in growth.functions()}
-
-
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("pattern", "method"),
     [
@@ -97,7 +69,6 @@ def _stripped_one_by_one(text: str) -> str:
     return text
 
 
-@pytest.mark.alone
 def test_quadratic_functions_are_found() -> None:
     """Nor does a function hide that copies the rest of a text for each of its characters."""
 
@@ -107,7 +78,6 @@ def test_quadratic_functions_are_found() -> None:
     assert next(grown(Subject("x", read, (("", " ", ""),)), QUADRATIC_SECONDS), None) is not None
 
 
-@pytest.mark.alone
 def test_growth_is_measured() -> None:
     """Also what is quadratic and ends soon is found, by the ratio of its times."""
     subject = pattern_subject("x", re.compile("[0-9]+x"), "search")

@@ -5,6 +5,7 @@ The commands are found by walking the command line itself, so that a new one has
 
 from __future__ import annotations
 
+import ast
 import base64
 import http.client
 import json
@@ -22,6 +23,7 @@ from tests.hostile import texts
 from tests.hostile.texts import FORGED, NAME, TEXT
 from tests.support.commands import mayfly
 from tests.support.process import REPO, Mayfly, remove_tree
+from tests.support.sources import parsed, python_files
 
 
 def _commands(group: click.Group, before: str = "") -> Iterator[str]:
@@ -335,11 +337,9 @@ def test_terminal(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_nothing_prints_past_it() -> None:
     """Commands print what holds foreign text by `echo`, which makes one line of it."""
-    import ast
-
     found = []
-    for path in sorted((REPO / "registry/cli").glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path in python_files("registry/cli"):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("click.echo", "print"):
                 formatted = [n for n in ast.walk(node) if isinstance(n, ast.JoinedStr)]
                 found += [f"{path.name}:{node.lineno}" for _ in formatted]

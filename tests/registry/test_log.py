@@ -16,6 +16,7 @@ import pytest
 
 from mayfly.registry import log
 from tests.support.process import REPO
+from tests.support.sources import parsed, python_files
 
 
 @pytest.fixture(autouse=True)
@@ -177,8 +178,8 @@ def test_folding_keeps_no_objects(form: Literal["text", "json"]) -> None:
 def test_every_event_is_documented() -> None:
     """docs/lifetime.md has a row for each event that the code logs, and for no other."""
     named = {"message"}
-    for path in (REPO / "registry").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path in python_files("registry"):
+        for node in ast.walk(parsed(path)):
             if not isinstance(node, ast.Call):
                 continue
             if (function := ast.unparse(node.func)) in ("log.event", "Notices"):

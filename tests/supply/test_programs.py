@@ -13,12 +13,13 @@ import pytest
 
 from tests.support.process import need
 from tests.support.programs import BIN, CI, TOP, manifest, versioned, versions
+from tests.support.sources import parsed, python_files
 
 
 def _needed() -> Iterator[tuple[Path, str]]:
     """Every program that a test asks for by a constant."""
-    for path in sorted((TOP / "tests").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path in python_files("tests"):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "need":
                 for word in node.args:
                     if isinstance(word, ast.Constant):
