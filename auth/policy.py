@@ -217,7 +217,8 @@ class Policy:
             held = self.resource_actions(identity, scope.type, scope.name)
             actions = held if ANY_ACTION in scope.actions else held & scope.actions
             if actions:
-                granted.append(Scope(scope.type, scope.name, actions))
+                is_whole = actions == scope.actions
+                granted.append(scope if is_whole else replace(scope, actions=actions))
         return tuple(granted)
 
     def _permissions(self, identity: Identity) -> list[tuple[Permission, ...]]:

@@ -97,9 +97,8 @@ def parse_scopes(values: Iterable[str]) -> tuple[Scope, ...]:
         for text in value.split(" "):
             if not text:
                 continue
-            scope = _parse(text)
-            key = (scope.type, scope.name)
-            found[key] = found.get(key, frozenset()) | scope.actions
+            kind, name, actions = _split(text)
+            found[kind, name] = found.get((kind, name), frozenset()).union(actions)
             if len(found) > MAX_SCOPES:
                 raise ScopeInvalid(f"more than {MAX_SCOPES} scopes in one request")
     return tuple(Scope(kind, name, actions) for (kind, name), actions in found.items())
@@ -110,7 +109,8 @@ def render_scopes(scopes: Iterable[Scope]) -> str:
     return " ".join(map(str, scopes))
 
 
-def _parse(text: str) -> Scope:
+def _split(text: str) -> tuple[str, str, list[str]]:
+    """Return the type, name and actions of one scope; `Scope` checks them."""
     kind, first, rest = text.partition(":")
     name, second, actions = rest.rpartition(":")
     if not (first and second):
@@ -118,4 +118,4 @@ def _parse(text: str) -> Scope:
     matched = _TYPE.fullmatch(kind)
     if matched is None:
         raise ScopeInvalid(f"invalid resource type {kind[:64]!r} in scope")
-    return Scope(matched[1], name, frozenset(actions.split(",")))
+    return matched[1], name, actions.split(",")
