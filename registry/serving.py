@@ -182,7 +182,7 @@ class Lifecycle:
             self._ledger = Ledger(path, clock, _is_listed(images, plan.nodes), declared)
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}; remove it") from None
-        self._pulls = Pulls(clock.now, self._ledger.changed)
+        self._pulls = Pulls(clock.now, self._ledger.changed, self._ledger.interrupted())
         self.observer = Observer(
             self.activity,
             self._pulls,

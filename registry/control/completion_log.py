@@ -48,11 +48,11 @@ class CompletionLog:
             covered = self._coverage.covered_nodes()
             async for node in with_pauses(self._changed()):
                 self._log(node, covered)
-            settles = pulls.settles_in()
-            if settles is None:
+            changes = pulls.changes_in()
+            if changes is None:
                 await first_done(*happened)
             else:
-                await first_done(*happened, clock.sleep(settles))
+                await first_done(*happened, clock.sleep(changes))
             await clock.sleep(_LOOK_SECONDS)
 
     def _changed(self) -> Iterator[str]:

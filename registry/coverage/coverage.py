@@ -453,11 +453,11 @@ class Covered:
             spent = self._coverage.spent + time.perf_counter() - began
             pause = max(_CHECK_SECONDS, spent / _CHECK_SHARE)
             changed = [self._changed.next(), *([] if late is None else [late])]
-            settles = self._pulls.settles_in()
-            if settles is None:
+            changes = self._pulls.changes_in()
+            if changes is None:
                 await first_done(*changed)
             else:
-                await first_done(*changed, self._clock.sleep(settles))
+                await first_done(*changed, self._clock.sleep(changes))
             await self._clock.sleep(pause)
         return EndReason(EndKind.COVERED, self._text())
 

@@ -65,10 +65,12 @@ def _pull_entries(node: str, key: Key, pull: Pull) -> list[tuple[int, Entry]]:
         bytes=pull.bytes,
         retries=pull.retries,
         again=pull.again,
+        interrupted=pull.interrupted,
     )
     entries = [(pull.got, entry)]
     if pull.claim and not at_once:
-        claimed = make_entry("asked", pull.last, node, key, got=False, claims=True)
+        claim = {"got": False, "claims": True, "interrupted": pull.interrupted}
+        claimed = make_entry("asked", pull.last, node, key, **claim)
         entries.append((pull.claim, claimed))
     return entries
 

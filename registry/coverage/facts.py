@@ -18,6 +18,7 @@ from typing import NamedTuple
 from mayfly.registry.coverage.arrival import Arrival, Part
 from mayfly.registry.coverage.fact_limits import FactLimits
 from mayfly.registry.coverage.ledger_file import Entry
+from mayfly.registry.coverage.pulls import EXPECTATION_SECONDS, SETTLED_SECONDS
 from mayfly.registry.coverage.sent_offsets import SentOffsets
 
 RESTART_AFTER = 5
@@ -40,6 +41,9 @@ class Pull:
             were sent twice count twice.
         retries: number of repeated requests for a blob whose transfer had ended early.
         again: whether the manifest was asked for again after the node had the image.
+        interrupted: until when the node is expected to ask for the manifest again, since a kill of
+            the server may have cut this pull between two requests; 0 if none did. See
+            `Ledger.unix`.
     """
 
     first: int
@@ -49,6 +53,7 @@ class Pull:
     bytes: int = 0
     retries: int = 0
     again: bool = False
+    interrupted: int = 0
 
 
 @dataclass(slots=True)
@@ -129,6 +134,12 @@ class NodeFacts:
         """Return the node's pulls of some manifests."""
         keys = ((repository, image) for image in images)
         return [self.pulls[key] for key in keys if key in self.pulls]
+
+    def last(self) -> int:
+        """Return the time of the node's last request for content, or end of a transfer."""
+        times = [pull.last for pull in self.pulls.values()]
+        times += [pending.time for pending in self.pending.values()]
+        return max(times, default=0)
 
     def is_news(self, key: Key, *, got: bool, claims: bool) -> bool:
         """Whether a request for a manifest changes what may be concluded.
@@ -333,6 +344,23 @@ class Facts:
                 if pending.arrival is not None:
                     pending.arrival.lose_ends(reached)
 
+    def interrupt_pulls(self, now: int) -> None:
+        """Expect nodes to ask again for what they may have been pulling when the server was killed.
+
+        The last fact of all is the earliest time of the kill. By then a node had settled that had
+        been silent for longer than `SETTLED_SECONDS`, and so had older pulls of the others.
+
+        Args:
+            now: Unix seconds.
+        """
+        killed = max((facts.last() for facts in self.by_node.values()), default=0)
+        for facts in self.by_node.values():
+            if facts.last() < killed - SETTLED_SECONDS - 1:
+                continue
+            for pull in facts.pulls.values():
+                if not pull.interrupted and pull.last > killed - EXPECTATION_SECONDS:
+                    pull.interrupted = now + int(EXPECTATION_SECONDS)
+
     def _asked(self, facts: NodeFacts, key: Key, entry: Entry, got: bool, claims: bool) -> bool:
         time = int(entry["time"])
         pull = facts.pulls.get(key)
@@ -340,7 +368,7 @@ class Facts:
             if not self._take_room(facts, key[0]):
                 return False
             pull = facts.pulls[key] = Pull(time, time)
-        pull.last = time
+        pull.last, pull.interrupted = time, int(entry.get("interrupted", 0))
         if got:
             pull.got = self._order
             self._drop_pending(facts, key[1])

@@ -83,6 +83,16 @@ class Ledger:
         # Rounded: two clocks that differ by a microsecond would put the fact a second earlier.
         return time + round(was_set)
 
+    def interrupted(self) -> Iterator[tuple[str, str, float]]:
+        """Yield the pulls that a kill of an earlier server may have cut between two requests.
+
+        Each as node, manifest, and the time of the clock until which the node may ask again.
+        """
+        for node, facts in self.facts.by_node.items():
+            for (_, digest), pull in facts.pulls.items():
+                if pull.interrupted:
+                    yield node, digest, pull.interrupted - self._zero
+
     def age(self, pull: Pull) -> float:
         """Return the seconds since the last request or transfer of a pull."""
         return self._time() - pull.last
@@ -109,7 +119,11 @@ class Ledger:
         if facts is None or facts.is_news(key, got=got, claims=claims):
             self._record("asked", node, key, got=got, claims=claims)
         else:
-            facts.pulls[key].last = int(self._time())
+            pull = facts.pulls[key]
+            pull.last = int(self._time())
+            if pull.interrupted:
+                pull.interrupted = 0
+                self.changed.notify()
         if tag is not None and tag not in self.facts.tag_names.get(key, ()):
             self._record("named", node, key, tags=[tag])
 
@@ -229,6 +243,7 @@ class Ledger:
                 if entry["time"] >= oldest:
                     self.facts.apply(entry)
         self.facts.lose_transfers(reached)
+        self.facts.interrupt_pulls(int(self._time()))
         if file.older:
             logger.warning(
                 "the record of coverage is of an older version of Mayfly: pushes and requests in "

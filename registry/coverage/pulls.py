@@ -11,13 +11,14 @@ from what it got:
     blob arrived whole         expects nothing more of it
 
 A node need not ask for what is expected of it, so expectations end when the node was silent for
-`SETTLED_SECONDS`, and those of one manifest after `EXPECTATION_SECONDS` at the latest.
+`SETTLED_SECONDS`, and those of one manifest after `EXPECTATION_SECONDS` at the latest. If a kill of
+the server *interrupted* a pull, silence shows nothing: clients try again after minutes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -75,11 +76,22 @@ class Pulls:
     Args:
         now: seconds, monotonic.
         changed: notified when a transfer ends.
+        interrupted: node, manifest, and until when the node may ask for it again; see
+            `Ledger.interrupted`.
     """
 
-    def __init__(self, now: Callable[[], float], changed: Notification) -> None:
+    def __init__(
+        self,
+        now: Callable[[], float],
+        changed: Notification,
+        interrupted: Iterable[tuple[str, str, float]] = (),
+    ) -> None:
         self._now = now
         self._changed = changed
+        self._interrupted: dict[str, dict[str, float]] = {}
+        """Node → manifest → the end of the time for which it is expected again."""
+        for node, digest, until in interrupted:
+            self._interrupted.setdefault(node, {})[digest] = until
         self._nodes: dict[str, _Node] = {}
         self._dropped = 0
         """The highest version of a node that was dropped."""
@@ -88,6 +100,8 @@ class Pulls:
         self, node: str, repository: str, digest: str, refs: ManifestRefs, *, head: bool
     ) -> None:
         """Note that a manifest was served to a node."""
+        for one in (digest, *refs.children):
+            self._interrupted.get(node, {}).pop(one, None)
         state = self._touch(node)
         if state is None:
             return
@@ -155,19 +169,24 @@ class Pulls:
             return any(begun > since and digest in digests for digest, begun in expected.items())
         return any(expected.get(digest, since) > since for digest in digests)
 
+    def is_interrupted(self, node: str, manifests: Iterable[str]) -> bool:
+        """Whether a kill may have cut a pull of one of these manifests that the node may resume."""
+        pulls, now = self._interrupted.get(node, {}), self._now()
+        return bool(pulls) and any(pulls.get(one, now) > now for one in manifests)
+
     def now(self) -> float:
         """Return the time, as the pulls have it."""
         return self._now()
 
     def steady_until(self, node: str) -> float:
-        """Return the time from which on `is_fetching` may change without an event."""
-        state = self._nodes.get(node)
-        if state is None:
-            return math.inf
+        """Return the time from which on a node's pulls may change without an event."""
         now = self._now()
-        moments = [begun + EXPECTATION_SECONDS for begun in state.expected.values()]
-        if not state.in_flight:
-            moments.append(state.last + SETTLED_SECONDS)
+        moments = [*self._interrupted.get(node, {}).values()]
+        state = self._nodes.get(node)
+        if state is not None:
+            moments += [begun + EXPECTATION_SECONDS for begun in state.expected.values()]
+            if not state.in_flight:
+                moments.append(state.last + SETTLED_SECONDS)
         return min((moment for moment in moments if moment > now), default=math.inf)
 
     def version(self, node: str) -> int:
@@ -194,6 +213,16 @@ class Pulls:
         """
         active_since = [state.last for state in self._nodes.values() if self._is_active(state)]
         return max(active_since) + SETTLED_SECONDS - self._now() if active_since else None
+
+    def changes_in(self) -> float | None:
+        """Return the seconds until pulls may change without an event; None if they will not."""
+        now = self._now()
+        settles = self.settles_in()
+        moments = [] if settles is None else [settles]
+        waits = [until - now for pulls in self._interrupted.values() for until in pulls.values()]
+        if max(waits, default=0) <= 0:
+            self._interrupted.clear()
+        return min((*moments, *(wait for wait in waits if wait > 0)), default=None)
 
     def _is_active(self, state: _Node) -> bool:
         now = self._now()

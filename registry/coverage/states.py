@@ -1,7 +1,8 @@
 """The state of a node with an image, concluded from the facts.
 
     missing     the node never asked for it
-    pulling     it fetches content of the image, or asked for some a moment ago
+    pulling     it fetches content of the image, or asked for some a moment ago, or just before the
+                server was killed
     incomplete  it asked for the manifest, and for too little else to have the image
     failed      content of the image that the node asked for did not arrive completely
     claimed     its container runtime made the requests of a node that has the image
@@ -19,7 +20,7 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
-from mayfly.registry.coverage.facts import Facts
+from mayfly.registry.coverage.facts import Facts, Pull
 from mayfly.registry.coverage.manifest_graph import ManifestGraph, ManifestRefs
 from mayfly.registry.coverage.pulls import Pulls
 
@@ -136,6 +137,15 @@ class ImageStates:
             return State.PULLING
         if not image.closure:
             return State.INCOMPLETE
+        state = self._concluded(node, image, pull)
+        is_interrupted = self._pulls.is_interrupted(node, (image.digest, *image.manifests))
+        if is_interrupted and state in HAS_IMAGE and not self._is_complete(node, image):
+            return State.PULLING
+        return state
+
+    def _concluded(self, node: str, image: ResolvedImage, pull: Pull) -> State:
+        """Return the state that follows from a node's requests, once it makes no more of them."""
+        facts, repository = self._facts, image.repository
         pending = facts.last_pending(node, image.closure)
         if not pending and any(self._is_served(node, blobs) for blobs in image.leaves):
             return State.SERVED
@@ -163,6 +173,12 @@ class ImageStates:
         if config != EMPTY_CONFIG:
             return self._facts.has_blob(node, config)
         return any(self._facts.has_blob(node, layer) for layer in layers)
+
+    def _is_complete(self, node: str, image: ResolvedImage) -> bool:
+        """Whether every blob of one of the image's manifests reached the node."""
+        return any(
+            all(self._facts.has_blob(node, blob) for blob in blobs) for blobs in image.leaves
+        )
 
     def _is_served(self, node: str, blobs: tuple[str, ...]) -> bool:
         config, *layers = blobs

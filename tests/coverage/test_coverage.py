@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from mayfly.registry.coverage.coverage import Coverage, Covered, Gap
 from mayfly.registry.coverage.ledger import Ledger
 from mayfly.registry.coverage.manifest_graph import ManifestGraph, ManifestRefs
 from mayfly.registry.coverage.observer import Observer, Peer
-from mayfly.registry.coverage.pulls import SETTLED_SECONDS, Pulls
+from mayfly.registry.coverage.pulls import EXPECTATION_SECONDS, SETTLED_SECONDS, Pulls
 from mayfly.registry.coverage.states import EMPTY_CONFIG, ResolvedImage, State
 from mayfly.registry.coverage.upgrade_lists import ListedImage, Nodes, parse_image
 from mayfly.registry.ending import EndKind
@@ -50,7 +51,7 @@ class Upgrade:
         }
         graph = ManifestGraph(self.content.refs)
         self.ledger = Ledger(ledger_file, clock)
-        self.pulls = Pulls(clock.now, self.ledger.changed)
+        self.pulls = Pulls(clock.now, self.ledger.changed, self.ledger.interrupted())
         images = (parse_image("team/app:1"), parse_image("docker.io/library/web:1"))
         activity = Activity(clock.now)
         self.observer = Observer(activity, self.pulls, self.ledger, graph, clock)
@@ -550,6 +551,42 @@ async def test_survives_a_restart(tmp_path: Path, clock: FakeClock) -> None:
     after.blob("b", LAYER_1)
     again = Upgrade(file, Nodes(2, ("a", "b")), clock)
     assert again.coverage.complete()
+    for upgrade in (before, after, again):
+        upgrade.ledger.close()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
+async def test_killed_between_two_requests(tmp_path: Path, clock: FakeClock, steps: int) -> None:
+    """A node whose pull a kill cut has the image only if it makes no request for 10 minutes, or
+    after its next requests; one with all blobs, or settled before the kill, has it at once."""
+    file = tmp_path / "coverage.jsonl"
+    nodes = Nodes(2, ("a", "b"))
+    before = Upgrade(file, nodes, clock)
+    before.warm("b")
+    await clock.tick(SETTLED_SECONDS + 2)
+    before.manifest("a", APP, APP_1, head=True, tag="1")
+    requests = (
+        functools.partial(before.manifest, "a", APP, APP_1),
+        *(functools.partial(before.blob, "a", blob) for blob in (CONFIG, LAYER_1, LAYER_2)),
+    )
+    for request in requests[: steps - 1]:
+        request()
+    # Twice: a server may be killed again before the node has come back.
+    Upgrade(file, nodes, clock).ledger.close()
+    await clock.tick(60)
+    after = Upgrade(file, nodes, clock)
+    assert after.state("b") is State.CLAIMED
+    expected = {1: State.PULLING, 2: State.INCOMPLETE, 5: State.SERVED}
+    assert after.state("a") is expected.get(steps, State.PULLING)
+    changes = after.pulls.changes_in()
+    assert changes is not None and changes < EXPECTATION_SECONDS - 59
+    await clock.tick(changes)
+    silent = {1: State.CLAIMED, 2: State.INCOMPLETE, 3: State.CLAIMED}
+    assert after.state("a") is silent.get(steps, State.SERVED)
+    again = Upgrade(file, nodes, clock)
+    again.manifest("a", APP, APP_1, head=True, tag="1")
+    await clock.tick(SETTLED_SECONDS)
+    assert again.state("a") is (State.SERVED if steps > 3 else State.CLAIMED)
     for upgrade in (before, after, again):
         upgrade.ledger.close()
 

@@ -140,12 +140,38 @@ def _wait_until_served(state_dir: Path) -> None:
     )
 
 
-def _serve(place: Path) -> Mayfly:
+def _serve(place: Path, accept: str = "served") -> Mayfly:
     images, nodes = place / "images", place / "nodes"
     images.write_text("app:1\n")
     nodes.write_text("127.0.0.1\n")
-    options = ("--until-pulled", str(images), "--nodes", str(nodes), "--accept", "served")
+    options = ("--until-pulled", str(images), "--nodes", str(nodes), "--accept", accept)
     return Mayfly(place / "root", place / "state", *options, "--drain-timeout", "1s")
+
+
+def test_killed_between_two_requests(tmp_path: Path) -> None:
+    """A start after a kill between a node's HEAD and its GET does not take the HEAD for a claim,
+    and does not end as covered; the node's next HEAD with nothing after it counts."""
+    store = DistributionStore(tmp_path / "root")
+    for blob in (CONFIG, LAYER):
+        push(store, "app", blob)
+    put(store, "app", image_body(CONFIG, [LAYER]), "1")
+    store.close()
+    server = _serve(tmp_path, "claimed")
+    with contextlib.closing(connect(server.host)) as line:
+        line.request("HEAD", "/v2/app/manifests/1", headers=AGENT)
+        assert line.getresponse().status == 200
+    server.kill()
+    server = _serve(tmp_path, "claimed")
+    try:
+        time.sleep(SETTLED_SECONDS + 1)
+        assert matrix(server.state_dir)["app:1"] == {"127.0.0.1": State.PULLING}
+        with contextlib.closing(connect(server.host)) as line:
+            line.request("HEAD", "/v2/app/manifests/1", headers=AGENT)
+            assert line.getresponse().status == 200
+        assert server.popen.wait(PATIENCE) == 0
+    finally:
+        if server.running:
+            server.kill()
 
 
 def _begin(server: Mayfly, blob: bytes, count: int, first: int = 0) -> socket.socket:
