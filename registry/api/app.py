@@ -185,7 +185,7 @@ def _renamed(asked: Request, resolve: Callable[[str, str | None], str]) -> Reque
     if source := asked.parameter("from"):
         # Without a known source the mount becomes an upload.
         with contextlib.suppress(NameAmbiguous, NameInvalid):
-            query = {**query, "from": [resolve(source, ns)]}
+            query = {**query, "from": (resolve(source, ns),)}
     return asked._replace(repository=resolve(asked.repository, ns), query=query)
 
 

@@ -54,7 +54,7 @@ async def put(context: Context, http: HTTPRequest, request: Request) -> Response
     """PUT: store a manifest by tag, or by digest with any number of ``tag`` parameters."""
     if http.body is not None and (http.body.length or 0) > manifests.MAX_SIZE:
         raise ManifestTooLarge(f"manifest is larger than {manifests.MAX_SIZE} bytes")
-    tags = (request.tag,) if request.tag else tuple(request.query.get("tag", ()))
+    tags = (request.tag,) if request.tag else request.query.get("tag", ())
     for tag in tags:
         check_tag(tag)
     # Before the first byte is read: requests that wait here take no memory.

@@ -158,7 +158,7 @@ async def log_in(context: Context, http: HTTPRequest, request: Request) -> Respo
     if len(body) > _MAX_FORM:
         raise ParameterInvalid(f"form is larger than {_MAX_FORM} bytes")
     form = read_form(body.decode("utf-8", "replace"))
-    name, password = (form.get(field, [""])[0] for field in ("username", "password"))
+    name, password = (form.get(field, ("",))[0] for field in ("username", "password"))
     if not keeps_cookies(context.guard.origin(http)):
         raise ParameterInvalid("a session takes HTTPS, or a client on this machine itself")
     try:

@@ -24,6 +24,9 @@ from mayfly.storage.reference import check_reference, check_repository
 
 MAX_PATH_LENGTH = 2048
 
+_MAX_CACHED_QUERY = 256
+"""Longest query of a request that is cached; that for a token takes some 100 characters."""
+
 _NAMED = "/v2/{name}/"
 _NODES = "/mayfly/v1/nodes/"
 _OF_NODE = _NODES + "{node}/"
@@ -129,22 +132,18 @@ def parse(method: str, path: str, query: str) -> Request:
     """
     if len(path) > MAX_PATH_LENGTH:
         raise NameInvalid(f"path is longer than {MAX_PATH_LENGTH} characters")
+    if len(query) > _MAX_CACHED_QUERY:
+        return _parse(method, path, query)
+    return _parse_cached(method, path, query)
+
+
+def _parse(method: str, path: str, query: str) -> Request:
     parameters = read_form(query) if query else NO_QUERY
     fixed = _PATHS.fixed.get(path)
     if fixed is not None:
         return Request(_route(fixed, method), method, query=parameters)
     if not path.startswith("/v2/"):
         return _parse_own(method, path, parameters)
-    found = _parse_named(method, path)
-    return found._replace(query=parameters) if query else found
-
-
-@lru_cache(maxsize=512)
-def _parse_named(method: str, path: str) -> Request:
-    """Understand a request for an endpoint of a repository.
-
-    Cached, since a fleet asks for the same few: with paths of the greatest length 2 MiB.
-    """
     parts = path[len("/v2/") :].split("/")
     if len(parts) < _PATHS.fewest:
         raise EndpointUnknown("no such endpoint")
@@ -152,10 +151,14 @@ def _parse_named(method: str, path: str) -> Request:
         parts = [_decode(part) for part in parts]
     methods, name, reference = _PATHS.find(parts)
     repository = check_repository("/".join(name))
-    return Request(_route(methods, method), method, repository, *reference)
+    return Request(_route(methods, method), method, repository, *reference, query=parameters)
 
 
-def _parse_own(method: str, path: str, parameters: Mapping[str, list[str]]) -> Request:
+_parse_cached = lru_cache(maxsize=512)(_parse)
+"""Cached, since a fleet asks for the same few: with the longest paths and queries 7 MiB."""
+
+
+def _parse_own(method: str, path: str, parameters: Mapping[str, tuple[str, ...]]) -> Request:
     """Understand a request for one of Mayfly's own endpoints with a variable in its path."""
     if path.startswith(_NODES):
         node, _, word = path.removeprefix(_NODES).partition("/")

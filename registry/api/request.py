@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MAX_QUERY_FIELDS = 64
 
 
-NO_QUERY: Mapping[str, list[str]] = MappingProxyType({})
+NO_QUERY: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
 class Request(NamedTuple):
@@ -46,7 +46,7 @@ class Request(NamedTuple):
     digest: Digest | None = None
     tag: str | None = None
     upload_id: str = ""
-    query: Mapping[str, list[str]] = NO_QUERY
+    query: Mapping[str, tuple[str, ...]] = NO_QUERY
     node: str = ""
     token: str = ""
     file: str = ""
@@ -126,8 +126,8 @@ class Route(NamedTuple):
     listed_nodes_only: bool = False
 
 
-def read_form(text: str) -> dict[str, list[str]]:
-    """Read ``name=value&…``: a query, or a form that was posted.
+def read_form(text: str) -> Mapping[str, tuple[str, ...]]:
+    """Read ``name=value&…``: a query, or a form that was posted. The result cannot be changed.
 
     Raises:
         ParameterInvalid: it has too many fields or is not UTF-8.
@@ -140,7 +140,7 @@ def read_form(text: str) -> dict[str, list[str]]:
         )
     except ValueError:
         raise ParameterInvalid("query or form cannot be read") from None
-    found: dict[str, list[str]] = {}
+    found: dict[str, tuple[str, ...]] = {}
     for name, value in pairs:
-        found.setdefault(name, []).append(value)
-    return found
+        found[name] = (*found.get(name, ()), value)
+    return MappingProxyType(found)

@@ -33,7 +33,7 @@ _BASIC = f'Basic realm="{REALM}"'
 async def get(context: Context, http: HTTPRequest, request: Request) -> Response:
     """GET: issue an access token for Basic credentials, or for none."""
     authentication = _authentication(context)
-    scopes = request.query.get("scope", [])
+    scopes = request.query.get("scope", ())
     try:
         identity = await context.guard.login(http)
     except CredentialsInvalid as error:
@@ -51,7 +51,7 @@ async def post(context: Context, http: HTTPRequest, request: Request) -> Respons
     form = read_form(body.decode("utf-8", "replace"))
 
     def field(name: str) -> str:
-        return form.get(name, [""])[0]
+        return form.get(name, ("",))[0]
 
     try:
         match field("grant_type"):
@@ -65,10 +65,10 @@ async def post(context: Context, http: HTTPRequest, request: Request) -> Respons
                     f"grant_type {other[:40]!r} is not supported (password, refresh_token are)"
                 )
     except (CredentialsInvalid, TokenInvalid) as error:
-        scopes = form.get("scope", [])
+        scopes = form.get("scope", ())
         identity = _anonymous_instead(context, http, request, field("username"), scopes, error)
     offline = field("access_type") == "offline"
-    return _issue(context, request, authentication, identity, form.get("scope", []), offline)
+    return _issue(context, request, authentication, identity, form.get("scope", ()), offline)
 
 
 def _issue(
@@ -76,7 +76,7 @@ def _issue(
     request: Request,
     authentication: Authentication,
     identity: Identity,
-    asked: list[str],
+    asked: Iterable[str],
     offline: bool,
 ) -> Response:
     now = time.time()
@@ -125,7 +125,7 @@ def _anonymous_instead(
     http: HTTPRequest,
     request: Request,
     name: str,
-    asked: list[str],
+    asked: Iterable[str],
     error: CredentialsInvalid | TokenInvalid,
 ) -> Identity:
     """Return the anonymous caller in place of one whose credentials are refused.

@@ -74,6 +74,7 @@ def _requests(draw: st.DrawFn) -> Request:
     by_digest = last == "{digest}" or (last == "{reference}" and draw(st.booleans()))
     by_tag = last == "{reference}" and not by_digest
     texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
+    values = st.lists(texts, min_size=1, max_size=3).map(tuple)
     return Request(
         route,
         draw(st.sampled_from(route.methods)),
@@ -81,7 +82,7 @@ def _requests(draw: st.DrawFn) -> Request:
         draw(DIGESTS) if by_digest else None,
         draw(TAGS) if by_tag else None,
         str(draw(st.uuids())) if last == "{id}" else "",
-        draw(st.dictionaries(texts, st.lists(texts, min_size=1, max_size=3), max_size=4)),
+        draw(st.dictionaries(texts, values, max_size=4)),
     )
 
 
