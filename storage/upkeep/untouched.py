@@ -28,7 +28,11 @@ class Untouched:
 
     def __init__(self, store: DistributionStore, grace: float) -> None:
         self._layout = store.parts.layout
-        self.at = store.parts.ages.older_than(grace, _moment(self._layout))
+        # Behind the gate: a push that is within it now may have touched what it refers to, and not
+        # have linked its manifest yet, so that no mark would find that.
+        with store.parts.gate.removing():
+            moment = _moment(self._layout)
+        self.at = store.parts.ages.older_than(grace, moment)
         """Whether the modification time of a file is before that."""
 
     def content(self, digest: Digest) -> bool:

@@ -19,6 +19,7 @@ from mayfly.storage.manifest import parse
 from mayfly.storage.reading import repositories
 from mayfly.storage.upkeep.collect import collect
 from tests.support.images import all_succeed, image_body, index_body, push, put, put_image, read
+from tests.support.process import PATIENCE
 
 REPO = "team/app"
 
@@ -130,6 +131,37 @@ def test_hold_in_the_moment_of_a_mark(
     for _ in range(10):
         _age(store, digest)
         assert collect(store, 0).blobs == ()
+
+
+@pytest.mark.parametrize("untagged", [False, True])
+def test_push_in_the_moment_of_a_mark(
+    store: DistributionStore, root: Path, monkeypatch: pytest.MonkeyPatch, untagged: bool
+) -> None:
+    """A manifest that is stored and not linked yet, or not tagged, when a collection begins stays
+    with all that it names, though no grace spares it."""
+    for blob in (b"{}", b"layer"):
+        push(store, REPO, blob)
+    other = DistributionStore(root)
+    collecting = threading.Thread(target=collect, args=(other, 0), kwargs={"untagged": untagged})
+    links: list[Path] = []
+    link = store._link
+
+    def slow_link(path: Path, digest: Digest) -> None:
+        links.append(path)
+        if len(links) == 1 + untagged:
+            collecting.start()
+            collecting.join(0.3)  # without the wait for pushes it has marked by then
+        link(path, digest)
+
+    monkeypatch.setattr(store, "_link", slow_link)
+    body = image_body(b"{}", [b"layer"])
+    _, manifest = put(store, REPO, body, "v1")
+    collecting.join(PATIENCE)
+    other.close()
+    assert store.tag(REPO, "v1") == manifest
+    assert read(store.manifest(REPO, manifest)) == body
+    for one in parse(body).blobs:
+        assert digests.of(read(store.blob(REPO, one.digest))) == one.digest
 
 
 def test_untagged_and_nested_manifests_stay(store: DistributionStore) -> None:
