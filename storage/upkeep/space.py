@@ -69,10 +69,12 @@ def space(reader: DirectoryReader) -> Space:
     for digest, path in reader.stored_blobs():
         if digest in needed or digest in only:
             continue
-        if digest in kept:
-            kept_size += path.stat().st_size
-        else:
-            unused_size += path.stat().st_size
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            size = path.stat().st_size
+            if digest in kept:
+                kept_size += size
+            else:
+                unused_size += size
     return Space(
         images=count,
         logical=logical,

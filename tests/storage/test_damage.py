@@ -269,6 +269,17 @@ def test_space_that_is_freed(
         assert found.kept_size >= len(b"of nothing")
 
 
+def test_space_beside_deletions(store: DistributionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A blob that is deleted while space is measured takes none."""
+    push(store, REPO, b"unused")
+    stored = [(digest, path) for digest, path in store.stored_blobs()]
+    monkeypatch.setattr(store, "stored_blobs", lambda: stored)
+    for _, path in stored:
+        if path.read_bytes() == b"unused":
+            path.unlink()
+    assert space(store).unused_size == 0
+
+
 def test_size_in_a_manifest(store: DistributionStore, root: Path) -> None:
     """A manifest that gives another size than the blob has is named; nothing can mend it."""
     body = image_body(CONFIG, layers=[descriptor(LAYER, size=7)])
