@@ -10,8 +10,9 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -117,14 +118,20 @@ class Node:
         the directory of another node, which then has that state.
         """
         kept = Path(tempfile.mkdtemp(dir=self.root.parent, prefix="kept-"))
+        subprocess.run(["cp", "--archive", self.root, self.state, kept], check=True)
+        return partial(self.bring_back, kept)
+
+    def bring_back(self, kept: Path, directory: Path | None = None) -> None:
+        """Put the root and the runtime's state of a copy in the place of this node's.
+
+        Args:
+            kept: the directory of the copy.
+            directory: of another node, to which that is done.
+        """
+        directory = directory or self.root.parent
         names = [self.root.name, self.state.name]
-        subprocess.run(["cp", "--archive", *names, kept], cwd=self.root.parent, check=True)
-
-        def bring_back(directory: Path = self.root.parent) -> None:
-            subprocess.run(["rm", "-rf", *names], cwd=directory, check=True)
-            subprocess.run(["cp", "--archive", *names, directory], cwd=kept, check=True)
-
-        return bring_back
+        subprocess.run(["rm", "-rf", *names], cwd=directory, check=True)
+        subprocess.run(["cp", "--archive", *names, directory], cwd=kept, check=True)
 
     def sleep_at_once(self) -> None:
         """Have `sleep` return at once."""
@@ -391,33 +398,56 @@ set +C
 """The part of a program that sets $count to the number of its call."""
 
 KILLER = f"""#!/bin/sh
-# Kill the script, all of its processes, before or after the change number $KILL_AT.
+# Kill the script, all of its processes, before the change number $KILL_AT.
 {NUMBERED}
 [ "$count" != "${{KILL_AT:-0}}" ] || kill -9 0
-/bin/NAME "$@"
-code=$?
-[ "-$count" != "${{KILL_AT:-0}}" ] || kill -9 0
-exit $code
+exec /bin/NAME "$@"
+"""
+
+KEEPER = f"""#!/bin/sh
+# Copy the node, as a kill -9 before this change would leave it; then make the change.
+{NUMBERED}
+/bin/mkdir "$KEPT/$count" || exit 99
+/bin/cp --archive "$NODE" "$STUB_STATE" "$KEPT/$count" || exit 99
+exec /bin/NAME "$@"
 """
 CHANGING = ("mv", "rm", "rmdir", "mkdir", "cp", "chmod", "chown", "ln", "touch", "sync")
 
 
-def _killers(node: Node) -> str:
-    """A directory whose programs kill the script; to be first in PATH."""
-    directory = node.state / "killers"
-    directory.mkdir()
-    for name in CHANGING:
+def wrappers(node: Node, text: str, names: Iterable[str] = CHANGING) -> str:
+    """A directory with a program for each of some names; to be first in PATH.
+
+    Args:
+        text: of each program, with /bin/NAME for the real one and NAME for its name.
+    """
+    directory = Path(tempfile.mkdtemp(dir=node.bin.parent))
+    for name in names:
         real = shutil.which(name, path="/bin:/usr/bin")
         assert real is not None
-        (directory / name).write_text(KILLER.replace("/bin/NAME", real))
+        (directory / name).write_text(text.replace("/bin/NAME", real).replace("NAME", name))
         (directory / name).chmod(0o755)
     return f"{directory}:"
 
 
-def _changes(node: Node, script: str, path: str, verb: str) -> int:
+def _killed_at_each_change(node: Node, script: str, verb: str) -> Iterator[int]:
+    """Have the node as kill -9 before each change of a verb, and after the last, would leave it.
+
+    The verb runs once, which keeps a copy of the node before each change.
+
+    Yields:
+        The number of the change.
+    """
+    kept = Path(tempfile.mkdtemp(dir=node.bin.parent))
     node.count_calls()
-    assert node.run(script, verb, path=path).returncode == 0
-    return node.count_calls()
+    path = wrappers(node, KEEPER)
+    done = node.run(script, verb, path=path, KEPT=str(kept), NODE=str(node.root))
+    assert done.returncode == 0, done.stderr
+    count = node.count_calls()
+    assert count == len(list(kept.iterdir())) > 10
+    yield count + 1
+    for at in range(1, count + 1):
+        node.bring_back(kept / str(at))
+        yield at
 
 
 @pytest.mark.parametrize("kind", ["containerd", "podman", "k3s"])
@@ -426,21 +456,11 @@ def test_killed_at_every_step(dash: Node, target: Target, kind: str) -> None:
     furnish(dash.root)
     runtime = dash.become(kind)
     before = snapshot(dash.root)
-    path = _killers(dash)
     script = dash.script(target, runtime)
-    begin, counts = {}, {}
     for verb in ("apply", "revert"):
-        begin[verb] = dash.keep()
-        counts[verb] = _changes(dash, script, path, verb)
-    assert min(counts.values()) > 10
-    assert snapshot(dash.root) == before
-    for verb, count in counts.items():
-        # A kill after one change is a kill before the next.
-        for at in (*range(1, count + 1), -count):
-            begin[verb]()
-            dash.count_calls()
-            killed = dash.run(script, verb, path=path, KILL_AT=str(at))
-            assert killed.returncode == -9, (verb, at, killed.stderr)
+        if verb == "revert":
+            assert dash.run(script, "apply").returncode == 0
+        for at in _killed_at_each_change(dash, script, verb):
             done = dash.run(script, "revert")
             assert done.returncode == 0, (verb, at, done.stderr)
             assert snapshot(dash.root) == before, (verb, at)
@@ -594,18 +614,10 @@ def test_killed_while_a_paste_is_taken_over(dash: Node, target: Target) -> None:
     """kill -9 before each change of apply and of revert: revert brings all back."""
     put_own_hosts(dash.root)
     before = snapshot(dash.root)
-    path = _killers(dash)
     script = dash.script(target, "containerd")
     for verb in ("apply", "revert"):
         _paste(dash, target, "containerd", "quay.io")
-        begin = dash.keep()
-        count = _changes(dash, script, path, verb)
-        assert dash.run(script, "revert").returncode == 0
-        assert count > 10
-        for at in range(1, count + 1):
-            begin()
-            dash.count_calls()
-            assert dash.run(script, verb, path=path, KILL_AT=str(at)).returncode == -9
+        for at in _killed_at_each_change(dash, script, verb):
             done = dash.run(script, "revert")
             assert done.returncode == 0, (verb, at, done.stderr)
             assert snapshot(dash.root) == before, (verb, at)
@@ -681,9 +693,11 @@ def test_crio_pins_by_a_file(dash: Node, target: Target) -> None:
 def test_killed_while_it_pulls(dash: Node, target: Target) -> None:
     """Nothing is unpinned that is not ours, nothing of ours stays pinned, and it can continue."""
     before = snapshot(dash.root)
-    path = _killers(dash)
+    path = wrappers(dash, KILLER)
     script = dash.script(target, "containerd")
-    count = _changes(dash, script, path, "pull")
+    assert dash.run(script, "pull", path=path).returncode == 0
+    count = dash.count_calls()
+    assert count > 10
     assert dash.run(script, "revert").returncode == 0
     for at in range(1, count + 1, 3):
         dash.count_calls()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pytest
 from mayfly.registry.nodes.runtimes import RUNTIMES, EmptyNode, Runtime, make_plan
 from mayfly.registry.nodes.target import Target, parse
 from tests.nodes.test_journal import furnish
-from tests.nodes.test_script import CHANGING, NAMES, NUMBERED, REGISTRY, Node
+from tests.nodes.test_script import NAMES, NUMBERED, REGISTRY, Node, wrappers
 from tests.nodes.test_script import dash as dash
 from tests.nodes.test_script import node as node
 from tests.nodes.test_script import shell as shell
@@ -41,19 +40,6 @@ exit 1
 """
 
 
-def failers(node: Node, names: Iterable[str]) -> str:
-    """A directory of programs that fail; to be first in PATH."""
-    directory = node.state / "failers"
-    directory.mkdir()
-    for name in names:
-        real = shutil.which(name, path="/bin:/usr/bin")
-        assert real is not None
-        text = FAILER.replace("/bin/NAME", real).replace("NAME", name)
-        (directory / name).write_text(text)
-        (directory / name).chmod(0o755)
-    return f"{directory}:"
-
-
 def applied(tree: Mapping[str, tuple[object, ...]]) -> dict[str, tuple[object, ...]]:
     """A tree without the times of the files that `apply` wrote, also without those in journals."""
     return {
@@ -69,7 +55,7 @@ def test_every_change_may_fail(dash: Node, target: Target, runtime: Runtime, sho
     """Either all is as it should be, or the code is not 0; revert brings every byte back."""
     furnish(dash.root)
     before = snapshot(dash.root)
-    path = failers(dash, CHANGING)
+    path = wrappers(dash, FAILER)
     script = dash.script(target, runtime)
     begin, counts, wanted = {}, {}, {}
     for verb in ("apply", "revert"):
@@ -107,7 +93,7 @@ def test_what_a_program_reads_may_be_missing(dash: Node, target: Target, verb: s
     """A program that cannot read loses nothing, neither files nor what is recorded of pins."""
     furnish(dash.root)
     before = snapshot(dash.root)
-    path = failers(dash, READING)
+    path = wrappers(dash, FAILER, READING)
     script = dash.script(target, "containerd")
     verbs = ["apply", "pull", "unpin", "revert"]
     earlier = verbs[: verbs.index(verb)]
