@@ -501,21 +501,19 @@ write_planned() {
 
 # Take back what an earlier plan had and this one has not.
 drop_unplanned() {
-    lines=$(cut -f 3 "$work/planned") || failed "$work/planned"
-    set_text "$work/paths" "$lines$newline"
+    paths=$(cut -f 3 "$work/planned") || failed "$work/planned"
     set_text "$work/kept" ''
     set_text "$work/dropped" ''
     while IFS= read -r line; do
         one=${line#?"$tab"}
         one=${one%%"$tab"*}
         case $line in
-            E*) if grep -qxF "$one" "$work/paths"; then list=kept; else list=dropped; fi ;;
-            *)
-                list=dropped
-                while IFS= read -r path; do
-                    case $path in "$one"/*) list=kept ;; esac
-                done <"$work/paths"
-                ;;
+            E*) one=$one$newline ;;
+            *) one=$one/ ;;
+        esac
+        case $newline$paths$newline in
+            *"$newline$one"*) list=kept ;;
+            *) list=dropped ;;
         esac
         add_line "$work/$list" "$line"
     done <"$work/new"
@@ -664,9 +662,15 @@ or use what mayfly node-config show --for crio prints"
     return 1
 }
 
-found_docker() { has docker && bounded 20 docker info >/dev/null 2>&1; }
+# These set storage to the runtime's directory. Without its daemon old dockers print an empty one.
+found_docker() {
+    has docker && storage=$(bounded 20 docker info -f '{{.DockerRootDir}}' 2>/dev/null) &&
+        [ -n "$storage" ]
+}
 
-found_podman() { has podman && bounded 20 podman info >/dev/null 2>&1; }
+found_podman() {
+    has podman && storage=$(bounded 20 podman info -f '{{.Store.GraphRoot}}' 2>/dev/null)
+}
 
 found_containerd() {
     has ctr || return 1
@@ -674,19 +678,19 @@ found_containerd() {
     for socket in /run/k3s/containerd/containerd.sock /run/containerd/containerd.sock; do
         if [ -z "$address" ] && [ -S "$socket" ]; then address=$socket; fi
     done
-    [ -n "$address" ] && bounded 20 ctr -a "$address" version >/dev/null 2>&1 || return 1
+    [ -n "$address" ] && versions=$(bounded 20 ctr -a "$address" version 2>/dev/null) || return 1
     case $address in
         */k3s/containerd/containerd.sock)
             if [ -d "$tree/var/lib/rancher/rke2" ]; then rancher=rke2; else rancher=k3s; fi
             containerd_config=/var/lib/rancher/$rancher/agent/etc/containerd/config.toml
             ;;
     esac
-    certs=$(sed -n "s/^ *config_path *= *[\"']\([^\"':]*\).*/\1/p" "$tree$containerd_config" \
-        2>/dev/null | sed '/^$/d' | head -n 1)
+    certs=$(sed -n "s/^ *config_path *= *[\"']\([^\"':]\{1,\}\).*/\1/p" \
+        "$tree$containerd_config" 2>/dev/null | head -n 1)
     configured=yes
     if [ -z "$certs" ]; then
         certs=/etc/containerd/certs.d
-        server=$(ctr -a "$address" version |
+        server=$(printf '%s\n' "$versions" |
             sed -n '/^Server/,$s/^ *Version: *v\{0,1\}//p' | head -n 1)
         case $server in
             1.* | 2.0* | 2.1*) configured=no ;;
@@ -899,13 +903,9 @@ remove_docker() { docker_ rmi "$1" >/dev/null; }
 remove_podman() { podman rmi "$1" >/dev/null; }
 
 free_bytes() {
-    case $runtime in
-        docker) where=$(docker_ info -f '{{.DockerRootDir}}' 2>/dev/null) ;;
-        podman) where=$(podman info -f '{{.Store.GraphRoot}}' 2>/dev/null) ;;
-        *) where=/var/lib/containerd ;;
-    esac
-    [ -d "$where" ] || where=/
-    df -Pk "$where" | awk 'NR == 2 { printf "%.0f", $4 * 1024 }'
+    if [ "$runtime" = containerd ]; then storage=/var/lib/containerd; fi
+    [ -d "$storage" ] || storage=/
+    df -Pk "$storage" | awk 'NR == 2 { printf "%.0f", $4 * 1024 }'
 }
 
 # ---- Verbs ---------------------------------------------------------------------------------------
