@@ -22,12 +22,16 @@ from mayfly.storage.reference import check_tag
 
 async def get(context: Context, http: HTTPRequest, request: Request) -> Response:
     """GET and HEAD: send the exact bytes that were pushed, with their media type."""
+    asked = None if request.digest is None else str(request.digest)
     try:
-        await context.mirror.bring_manifest(context.client, request.repository, request.reference)
-        digest, content, cached = await _load(context, request)
+        fetched = None if request.method == "HEAD" else asked
+        with context.observer.asking(context.peer, request.repository, fetched):
+            await context.mirror.bring_manifest(
+                context.client, request.repository, request.reference
+            )
+            digest, content, cached = await _load(context, request)
     except (StorageError, UpstreamUnavailable):
-        if request.digest is not None:
-            asked = str(request.digest)
+        if asked is not None:
             await context.observer.prepare(context.peer, request.repository)
             context.observer.manifest_failed(context.peer, request.repository, asked)
         raise

@@ -35,8 +35,8 @@ NEW_PULL_SECONDS = 60
 """After which a repeated request for a manifest is another pull, not the same one."""
 
 
-_NOT_REFUSALS = (RangeInvalid, ConnectionError, asyncio.CancelledError)
-"""Errors before the first byte by which the registry does not refuse content."""
+_CLIENT_LEFT = (ConnectionError, asyncio.CancelledError)
+"""Errors by which a request ends because its client is gone, or the server ends."""
 
 
 class Receipts(Protocol):
@@ -110,9 +110,11 @@ class Transfer:
 class Sending:
     """One GET of a blob: a context around the handler, with `part` around the sending of bytes.
 
-    An error before the first byte is a refusal, except for a range that does not exist: clients use
-    that to find out that they have everything. A connection that drops after the first byte is not
-    a failure by itself; the bytes that arrived count (`arrival`).
+    The node waits for the blob from the beginning of this context on. An error before the first
+    byte is a refusal, except for a range that does not exist: clients use that to find out that
+    they have everything. If the client leaves before the first byte, the node lacks the blob unless
+    all of it has arrived by other requests. A connection that drops after the first byte is not a
+    failure by itself; the bytes that arrived count (`arrival`).
     """
 
     _observer: Observer
@@ -127,6 +129,8 @@ class Sending:
     _corrupt: bool = field(default=False)
 
     def __enter__(self) -> Self:
+        if self._images:
+            self._observer.pulls.fetch_begun(self._peer.node, self._digest)
         return self
 
     def __exit__(
@@ -141,8 +145,21 @@ class Sending:
         if error is None:
             if self._flow is None:  # an empty blob has no bytes to flow
                 ledger.blob_ended(ledger.blob_begun(*where, 0, 0, self._images), 0, 0)
-        elif self._corrupt or (self._flow is None and not isinstance(error, _NOT_REFUSALS)):
+        elif self._corrupt or (self._flow is None and self._is_lacking(error)):
             ledger.failed(*where, corrupt=self._corrupt)
+        if self._transfer is None:
+            self._observer.pulls.fetch_ended(
+                self._peer.node, self._digest, complete=self._has_all()
+            )
+
+    def _is_lacking(self, error: BaseException) -> bool:
+        """Whether the node lacks the blob, after an error before the first byte."""
+        if isinstance(error, RangeInvalid):
+            return False
+        return not (isinstance(error, _CLIENT_LEFT) and self._has_all())
+
+    def _has_all(self) -> bool:
+        return self._observer.ledger.facts.has_blob(self._peer.node, self._digest)
 
     def count(self, sent: int) -> None:
         """Count more bytes as handed to the kernel."""
@@ -175,8 +192,9 @@ class Sending:
         transfer = Transfer("pull", what, self._peer, observer.clock.now())
         self._transfer = transfer
         observer.transfers.add(transfer)
-        observer.pulls.blob_begun(node, self._digest)
-        if self._images:
+        if not self._images:
+            observer.pulls.fetch_begun(node, self._digest)
+        else:
             where = node, self._repository, self._digest
             limit = first + count
             self._flow = observer.ledger.blob_begun(*where, first, size, self._images, limit)
@@ -199,8 +217,8 @@ class Sending:
         sent = first + self._transfer.bytes
         if self._flow is not None:
             observer.ledger.blob_ended(self._flow, max(first, sent - unreceived), sent)
-        complete = observer.ledger.facts.has_blob(node, self._digest)
-        observer.pulls.blob_ended(node, self._digest, complete=complete)
+        complete = self._has_all()
+        observer.pulls.fetch_ended(node, self._digest, complete=complete)
         if complete:
             observer.blob_arrived(self._peer, self._repository, self._digest, self._configured)
 
@@ -300,6 +318,27 @@ class Observer:
         claims = runtime.claims_image(head=head, index=bool(refs.children))
         self.ledger.asked(node, repository, digest, got=not head, claims=claims, tag=tag)
         self.owners.learn(repository, digest, refs)
+
+    @contextlib.contextmanager
+    def asking(self, peer: Peer, repository: str, digest: str | None) -> Iterator[None]:
+        """Track a GET of a manifest, from before it is looked up until it is answered.
+
+        Args:
+            peer: that asks for it.
+            repository: of the manifest.
+            digest: by which it is asked for; None for a tag.
+        """
+        if digest is None or not self.pulls.has_begun(peer.node, repository, digest):
+            yield
+            return
+        self.pulls.fetch_begun(peer.node, digest)
+        try:
+            yield
+        except _CLIENT_LEFT:
+            self.manifest_failed(peer, repository, digest)
+            raise
+        finally:
+            self.pulls.fetch_ended(peer.node, digest, complete=False)
 
     async def learn(self, repository: str, digest: str, refs: ManifestRefs) -> None:
         """Remember the references of a manifest, and read the manifests below it."""

@@ -59,7 +59,7 @@ class _Node:
     known: set[tuple[str, str]] = field(default_factory=set)
     """(repository, manifest digest) that belong to a pull that this node has begun."""
     in_flight: dict[str, int] = field(default_factory=dict)
-    """Blob → transfers of it in flight."""
+    """Manifest or blob → requests for it in flight."""
     pushed: float | None = None
     version: int = 0
 
@@ -75,7 +75,7 @@ class Pulls:
 
     Args:
         now: seconds, monotonic.
-        changed: notified when a transfer ends.
+        changed: notified when a request for content ends.
         interrupted: node, manifest, and until when the node may ask for it again; see
             `Ledger.interrupted`.
     """
@@ -123,14 +123,14 @@ class Pulls:
             state.expect(digest)
         state.expect(*refs.blobs[:_MAX_EXPECTED])
 
-    def blob_begun(self, node: str, digest: str) -> None:
-        """Note that a transfer of a blob to a node begins. Call `blob_ended` after it."""
+    def fetch_begun(self, node: str, digest: str) -> None:
+        """Note that a node waits for content that it asked for. Call `fetch_ended` after it."""
         state = self._touch(node)
         if state is not None:
             state.in_flight[digest] = state.in_flight.get(digest, 0) + 1
 
-    def blob_ended(self, node: str, digest: str, *, complete: bool) -> None:
-        """Note the end of a transfer; ``complete`` if the node has all of the blob now."""
+    def fetch_ended(self, node: str, digest: str, *, complete: bool) -> None:
+        """Note the end of a request; ``complete`` if it was for a blob that the node has now."""
         state = self._touch(node)
         if state is not None:
             left = state.in_flight.get(digest, 1) - 1

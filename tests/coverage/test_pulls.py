@@ -51,11 +51,11 @@ async def test_settles_in(clock: FakeClock, pulls: Pulls) -> None:
 
 def test_two_transfers_of_one_blob(pulls: Pulls) -> None:
     """A blob is in flight until its last transfer has ended."""
-    pulls.blob_begun("a", LAYER)
-    pulls.blob_begun("a", LAYER)
-    pulls.blob_ended("a", LAYER, complete=True)
+    pulls.fetch_begun("a", LAYER)
+    pulls.fetch_begun("a", LAYER)
+    pulls.fetch_ended("a", LAYER, complete=True)
     assert pulls.is_fetching("a", {LAYER})
-    pulls.blob_ended("a", LAYER, complete=True)
+    pulls.fetch_ended("a", LAYER, complete=True)
     assert not pulls.is_fetching("a", {LAYER})
 
 
@@ -64,8 +64,8 @@ def test_nodes_are_bounded(pulls: Pulls, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(pulls_module, "MAX_NODES", 2)
     for i in range(10):
         pulls.manifest(f"n{i}", REPO, IMAGE, CONTENTS, head=False)
-        pulls.blob_begun(f"n{i}", LAYER)
-        pulls.blob_ended(f"n{i}", LAYER, complete=True)
+        pulls.fetch_begun(f"n{i}", LAYER)
+        pulls.fetch_ended(f"n{i}", LAYER, complete=True)
     assert not pulls.has_begun("n5", REPO, IMAGE)
     assert pulls.has_begun("n1", REPO, IMAGE)
 

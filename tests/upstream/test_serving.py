@@ -11,10 +11,13 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from mayfly.registry.control.client import ask
+from mayfly.registry.coverage.pulls import SETTLED_SECONDS
+from mayfly.registry.coverage.states import State
 from mayfly.registry.upstream.credentials import Credentials
 from tests.support.commands import mayfly
 from tests.support.images import digest_of
-from tests.support.process import Mayfly
+from tests.support.process import PATIENCE, Mayfly
 from tests.support.upstream import FakeUpstream, serving_upstream
 
 LAYER = bytes(range(256)) * 16384  # 4 MiB
@@ -93,6 +96,37 @@ async def test_the_end(hub: FakeUpstream, tmp_path: Path) -> None:
             await answer.content.readexactly(1000)
             answer.close()
     assert await asyncio.to_thread(server.stop, 20) == 0
+
+
+async def test_node_that_waits_for_the_upstream(hub: FakeUpstream, tmp_path: Path) -> None:
+    """A node does not count as having an image whose last layer the upstream is slow to send."""
+    late, config = LAYER[::-1], b'{"os":"linux"}'
+    hub.push("org/app", "2", LAYER, late, config=config)
+    asked = asyncio.Event()
+
+    async def wait(request: web.Request) -> None:
+        if request.path.endswith(digest_of(late)):
+            asked.set()
+            await asyncio.sleep(PATIENCE)
+
+    hub.first = wait
+    images, nodes = tmp_path / "images", tmp_path / "nodes"
+    images.write_text("docker.io/org/app:2\n")
+    nodes.write_text("127.0.0.1\n")
+    options = ("--until-pulled", str(images), "--nodes", str(nodes), "--accept", "served")
+    server = _serve(tmp_path, hub, *options)
+    try:
+        base = f"{server.url}/v2/docker.io/org/app"
+        for path in ("manifests/2", f"blobs/{digest_of(config)}", f"blobs/{digest_of(LAYER)}"):
+            assert (await _get(f"{base}/{path}"))[0] == 200
+        waiting = asyncio.create_task(_get(f"{base}/blobs/{digest_of(late)}"))
+        await asyncio.wait_for(asked.wait(), PATIENCE)
+        await asyncio.sleep(SETTLED_SECONDS + 1)
+        status = await asyncio.to_thread(ask, server.state_dir, "status", timeout=PATIENCE)
+        assert status["coverage"]["matrix"]["docker.io/org/app:2"] == {"127.0.0.1": State.PULLING}
+        waiting.cancel()
+    finally:
+        server.kill()
 
 
 async def test_rights_come_before_the_upstream(hub: FakeUpstream, tmp_path: Path) -> None:
