@@ -9,7 +9,7 @@ class LifetimeError(Exception):
     """Ends a `mayfly` command with a message for its user.
 
     Args:
-        message: what is wrong, where, and what to do, on one line.
+        message: the fault, its place, and the remedy, on one line.
         exit_code: of the process.
     """
 
@@ -35,10 +35,10 @@ class Draining(Exception):
 
 
 class UpstreamUnavailable(Exception):
-    """A registry that this one mirrors did not give what is asked for: 502, ``UNAVAILABLE``.
+    """A registry that this one mirrors did not give the requested content: 502, ``UNAVAILABLE``.
 
     Args:
-        host: of the upstream. The log has the reason, which may name what clients need not know.
+        host: of the upstream. The log has the reason, which may hold internal details.
     """
 
     def __init__(self, host: str) -> None:

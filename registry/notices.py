@@ -47,7 +47,7 @@ class Notices:
 
 
 def text(notice: Mapping[str, Any]) -> str:
-    """Return a notice as a sentence for people: the fact, then what to do."""
+    """Return a notice as a sentence for people: the fact, then the remedy."""
     match notice["code"]:
         case "address_shared":
             return (

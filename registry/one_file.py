@@ -1,4 +1,4 @@
-"""The one file that runs (``deploy/onefile``), and what `mayfly pack` put into it.
+"""The one file that runs (``deploy/onefile``), and the content that `mayfly pack` put into it.
 
 With a bundle packed in it serves itself: commands that take bundles take its own, and the settings
 that were packed are its defaults.

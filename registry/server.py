@@ -166,7 +166,7 @@ def _plan(settings: Settings, command: tuple[str, ...]) -> RunPlan:
 
 
 def _check(settings: Settings, plan: RunPlan) -> None:
-    """Find what would make the start fail before the start makes a CA, users or files.
+    """Find causes of a failing start before it makes a CA, users or files.
 
     Raises:
         ConfigError: settings do not go together, or the list of images cannot be used.
@@ -184,7 +184,7 @@ def _check(settings: Settings, plan: RunPlan) -> None:
     if plan.until_pulled is not None:
         from mayfly.registry.upstream.pulled import ALL, images_to_pull
 
-        # Read again by `Lifecycle`; what `all` means is known once the bundles are open.
+        # Read again by `Lifecycle`; the images of `all` are known once the bundles are open.
         if plan.until_pulled != ALL and images_to_pull(plan.until_pulled, None) is None:
             read_images(plan.until_pulled)
     if plan.prefetch and plan.nodes is not None:
@@ -215,7 +215,7 @@ def _check_upstreams(settings: Settings) -> None:
         except OSError as error:
             raise ConfigError(f"--upstream-{name} {given}: {error.strerror}") from None
     if hosts and settings.read_only:
-        raise ConfigError("--upstream keeps what it fetches in the root: leave --read-only out")
+        raise ConfigError("--upstream keeps fetched content in the root: leave --read-only out")
 
 
 def _keeps_space(settings: Settings) -> bool:
@@ -290,7 +290,7 @@ class _Stores:
     Attributes:
         seen: as clients see it, to read.
         served: takes requests; read-only if it is served so.
-        mirror: fetches what is not here.
+        mirror: fetches content that is not here.
         maintained: the same, if it takes changes.
         names: the repository that a request means.
         upstreams: returns the use of each upstream.
@@ -506,7 +506,7 @@ def _prefetch(settings: Settings, plan: RunPlan, security: Security, login: Logi
     assert plan.nodes is not None
     if security.authentication is None:
         raise ConfigError(
-            "--prefetch needs users, since nodes prove what they have by credentials of their "
+            "--prefetch needs users, since nodes prove their images by credentials of their "
             "own: give --auth auto"
         )
     try:

@@ -97,7 +97,7 @@ class HTTPService(Protocol):
     async def close(self, seconds: float) -> None:
         """Close all connections; handlers that still run may take this many seconds.
 
-        A second call closes what is left.
+        A second call closes the rest.
         """
 
 
@@ -120,7 +120,7 @@ class RunningServer:
         sources: the bundles that are served, as the operator named them.
         ambiguous: repository path that several upstreams share → names to ask for instead.
         cleanup_paths: removed, with the command's private files, if the server is killed.
-        end_recording: records the end, and returns what was recorded for the report.
+        end_recording: records the end, and returns the record for the report.
         prefetch: for the nodes, before the command; None without ``--prefetch``.
     """
 

@@ -16,7 +16,7 @@ _LOADERS = ("load_default_certs", "set_default_verify_paths")
 def import_server() -> ModuleType:
     """Import `registry.server`.
 
-    The garbage collector is off meanwhile, and what was imported is exempt from it for good.
+    The garbage collector is off meanwhile, and the imported objects are exempt from it for good.
     """
     collecting = gc.isenabled()
     gc.disable()

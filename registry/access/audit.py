@@ -83,7 +83,7 @@ class Audit:
 
         Args:
             http: the request, for its address.
-            request: what was asked for.
+            request: the same, parsed.
             user: the name that was claimed; "" without one.
             code: the reason: ``denied`` for a lack of rights, else `auth.errors.AuthError.code`.
             detail: the reason in words.

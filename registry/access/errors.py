@@ -12,7 +12,7 @@ class AccessError(Exception):
 
     Attributes:
         message: for the client, one line.
-        detail: JSON for the client: what was not allowed; None where that is not said.
+        detail: JSON for the client: the denied rights; None where they are not told.
     """
 
     def __init__(self, message: str, detail: object = None) -> None:

@@ -6,7 +6,7 @@ the caller is anonymous. The policy is asked for every need of every request, al
 everything to everyone (``--auth none``): there is no second way into storage.
 
 Wrong or stale credentials, and those of another registry, are an error only where credentials are
-needed: their bearer may do what anyone may do.
+needed: their bearer has the rights of anonymous callers.
 
 Challenges follow distribution's token specification and RFC 6750 section 3. A bearer token that
 grants too little is answered 401 with ``insufficient_scope``, because clients then ask for another

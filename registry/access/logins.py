@@ -166,7 +166,7 @@ class Logins:
             known = self._verifier.recall(name, password)
             if known is not None:
                 return known
-        # No user has such a name; and what is remembered of a failure holds the name.
+        # No user has such a name, and the record of a failure would hold it.
         if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
             raise CredentialsInvalid
         digest = self._verifier.digest(name, password)

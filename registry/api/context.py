@@ -68,9 +68,9 @@ AS_WRITTEN = NamesAsWritten()
 
 
 class Mirror(Protocol):
-    """Fetches what the store lacks from the upstreams; `registry.upstream.mirror` implements it.
+    """Fetches missing content from the upstreams; `registry.upstream.mirror` implements it.
 
-    Handlers call it before they ask the store, which then knows what the upstream has.
+    Handlers call it before they ask the store, which then knows the upstream's content.
     """
 
     async def bring_manifest(
@@ -121,7 +121,7 @@ class Mirror(Protocol):
         """
 
     async def make_room(self, size: int) -> None:
-        """Evict what upstreams have, as far as it makes room for ``size`` more bytes."""
+        """Evict content of upstreams, as far as it makes room for ``size`` more bytes."""
 
 
 class _NoMirror:
@@ -178,7 +178,7 @@ class Context(NamedTuple):
     """The arguments of a handler. All but caller and peer are the same for every request.
 
     Attributes:
-        mirror: fetches what the store lacks.
+        mirror: fetches content that the store lacks.
         content: sends blobs and large manifests.
         receiver: takes the bodies of uploads.
         names: maps names in requests to repositories.

@@ -110,7 +110,7 @@ async def file(context: Context, http: HTTPRequest, request: Request) -> Respons
 
 
 async def events(context: Context, http: HTTPRequest, request: Request) -> Response:
-    """GET: server-sent events of the state, each with what changed since the one before."""
+    """GET: server-sent events of the state, each with the changes since the one before."""
     feed = context.lifecycle.feed()
     headers = (
         COMMON_HEADERS

@@ -106,8 +106,8 @@ class Route(NamedTuple):
         step: its part in a pull or push, for the drain. `Step.NEITHER` is always served; None, the
             default, is refused while the registry drains.
         optional_needs: returns the rights that a request can use but does not require.
-        event: the action of its requests in the audit file and at webhooks; of a HEAD of what is
-            pulled it is ``check``. None, the default, has no event.
+        event: the action of its requests in the audit file and at webhooks; of a HEAD of pulled
+            content it is ``check``. None, the default, has no event.
         counts: whether it counts as activity, which keeps an idle registry alive.
         listed_nodes_only: whether it refuses credentials for a node that ``--nodes`` lacks. Set it
             for routes of manifests and blobs, by which nodes pull: a pull of an unlisted node

@@ -128,7 +128,7 @@ def or_own_bundle(given: Sequence[str]) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def looking_at(texts: Sequence[str], root: Path) -> Iterator[Looked]:
-    """Open what an operator names, to read it: bundles, one registry's URL, or else the store.
+    """Open the bundles or the registry that an operator names, or the store by default, to read.
 
     Raises:
         ConfigError: a URL is not alone or names no registry; the root is no directory.

@@ -1,4 +1,4 @@
-"""``mayfly check``: see before an upgrade what would go wrong in it, and change nothing."""
+"""``mayfly check``: find the causes of failures before an upgrade, and change nothing."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Finding(NamedTuple):
 
     Attributes:
         code: of `HERE`, or a `Cause`.
-        message: what to do.
+        message: the remedy.
         node: None for one about the registry.
         images: it is about.
         detail: further facts; may be text of a node.
@@ -80,7 +80,7 @@ HERE = {
         "fetch the bundle again, or repair the store: mayfly verify --repair",
     ),
     "no_users": (
-        "the registry runs without users, so nodes cannot prove what they have",
+        "the registry runs without users, so nodes cannot prove which images they have",
         "start it with --auth auto",
     ),
     "unreachable": (
@@ -99,10 +99,10 @@ HERE = {
     ),
     "root_full": (
         "the disk of the root is full",
-        "free space there: mayfly du shows what takes it, mayfly gc removes what is not used",
+        "free space there: mayfly du shows how it is used, mayfly gc removes unused content",
     ),
 }
-"""Code of a finding about the registry → what it means, and what to do."""
+"""Code of a finding about the registry → its meaning, and the remedy."""
 
 
 @click.command("check", cls=Command)
@@ -138,7 +138,7 @@ def command(
     state_dir: Path,
     as_json: bool,
 ) -> int:
-    """Look for what would go wrong in an upgrade; nothing is changed anywhere.
+    """Look for causes of failures in an upgrade; nothing is changed anywhere.
 
     The BUNDLEs and --root are those of the Mayfly that runs here. Without one, name --images, and
     for --via ssh --nodes; then only the registry itself, and whether nodes reach it, are left out.

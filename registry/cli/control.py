@@ -49,7 +49,7 @@ _OF_SAFE_TO_STOP = (
     "other output gets a line for each change; --json prints a document each second.",
 )
 def status(state_dir: Path, json: bool, watch: bool) -> int:
-    """Show what a running registry does, and which node has which image."""
+    """Show the state of a running registry, and which node has which image."""
     from mayfly.registry.control.client import ask
 
     found = ask(state_dir, "status")

@@ -107,7 +107,7 @@ def copy_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--dry-run",
             is_flag=True,
-            help="Look everything up, say what is missing, send nothing.",
+            help="Look everything up, list missing content, send nothing.",
         ),
         as_json,
     )
@@ -137,7 +137,7 @@ def copy(
     rules = options.rules
     sources = names if options.root else names[:-1]
     if not sources:
-        raise click.UsageError("name what to copy, and then where to: SOURCE... DEST", ctx)
+        raise click.UsageError("name the images to copy, then the destination: SOURCE... DEST", ctx)
     with contextlib.ExitStack() as stack:
         dest = _Store(options.root) if options.root else _destination(names[-1])
         asked = _Asked([], [local_source(path, stack, options.json) for path in local])
@@ -388,7 +388,7 @@ def _store(path: Path) -> _Dest:
 def _add_sources(
     asked: _Asked, texts: Sequence[str], stack: contextlib.ExitStack, json: bool
 ) -> dict[str, Credentials]:
-    """Add what each SOURCE names, and return the logins that lists have."""
+    """Add the images of each SOURCE, and return the logins that lists have."""
     credentials: dict[str, Credentials] = {}
     for text in texts:
         path = Path(text)

@@ -42,8 +42,8 @@ def command(
 ) -> None:
     """Compare the images of two bundles, stores or registries (URL).
 
-    Shown are added (+), changed (~) and removed (-) images, and what a node that has A fetches for
-    B. Exit 4 if images are damaged; these are named and not compared.
+    Shown are added (+), changed (~) and removed (-) images, and the size that a node with A fetches
+    for B. Exit 4 if images are damaged; these are named and not compared.
     """
     with looking_at([old], Path()) as a, looking_at([new], Path()) as b:
         known: set[Digest] = set()

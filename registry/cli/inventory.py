@@ -1,4 +1,4 @@
-"""``mayfly inventory``: what a target has, for ``--have`` where the next bundle is made."""
+"""``mayfly inventory``: the content of a target, for ``--have`` where the next bundle is made."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mayfly.storage.text import counted
 @as_json
 @click.pass_context
 def command(ctx: click.Context, sources: tuple[str, ...], root: Path, json: bool) -> None:
-    """Print what the store, bundles or a registry have, for --have where a bundle is made.
+    """Print the content of the store, bundles or a registry, for --have where a bundle is made.
 
     The check, which can be read out over the phone, is printed there again. Exit 4 if manifests are
     damaged; their blobs are left out, so that a bundle brings them.

@@ -1,7 +1,7 @@
 """A terminal that shows one frame after another in place, and is as it was before at the end.
 
-The frames are on the terminal's alternate screen, so what was printed before stays. It is left at
-any end of the process but SIGKILL, and while the process is suspended by Ctrl-Z.
+The frames are on the terminal's alternate screen, so earlier output stays. It is left at any end of
+the process but SIGKILL, and while the process is suspended by Ctrl-Z.
 
 Control sequences are those of ECMA-48, and of xterm for the alternate screen, which every terminal
 of today knows. A library for this would bring four packages for some hundred lines.

@@ -79,7 +79,7 @@ def script(
     as_json: bool,
     **registry: Any,
 ) -> None:
-    """Print a shell script that makes one node ready and reports what it has.
+    """Print a shell script that makes one node ready and reports its images.
 
     Run it with: mayfly node script --node NAME >FILE && ssh NAME sh <FILE. It holds the node's
     credential. Piped to ssh, a failure of this command would go unnoticed.

@@ -120,7 +120,7 @@ registry_options = combined(
 nodes_options = combined(_target, _lifetime)
 """The same for a command about many nodes."""
 
-_force = click.option("--force", is_flag=True, help="Lose what was edited since Mayfly wrote it.")
+_force = click.option("--force", is_flag=True, help="Discard edits since Mayfly wrote the files.")
 
 
 @click.group("node-config", cls=Group)
@@ -276,7 +276,7 @@ def _read_existing(path: Path, most: int) -> bytes:
 @registry_options
 @_force
 def apply(runtime: Runtime, root_dir: Path, as_json: bool, force: bool, **registry: Any) -> None:
-    """Write the files; what they replace is saved for revert."""
+    """Write the files; replaced files are saved for revert."""
     from mayfly.registry.nodes.journal import NodeConfig
 
     with node_errors():
@@ -291,7 +291,7 @@ def apply(runtime: Runtime, root_dir: Path, as_json: bool, force: bool, **regist
 @_node
 @_force
 def revert(runtime: Runtime, root_dir: Path, as_json: bool, force: bool) -> None:
-    """Put back what was there before the first apply."""
+    """Restore the files as they were before the first apply."""
     from mayfly.registry.nodes.journal import NodeConfig
     from mayfly.registry.nodes.runtimes import notes_after_revert
 
@@ -396,7 +396,7 @@ def _running(state_dir: Path) -> tuple[str, Path | None]:
 
 @contextlib.contextmanager
 def node_errors() -> Iterator[None]:
-    """Let the command line show what an operator has to mend.
+    """Let the command line show errors that an operator has to fix.
 
     Raises:
         ConfigError: in place of this package's and the system's errors.

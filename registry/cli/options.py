@@ -187,7 +187,7 @@ leave_out = click.option(
     "haves",
     multiple=True,
     metavar="INVENTORY|BUNDLE|URL",
-    help="Leave out what the target has: an inventory, a bundle, or a registry. Repeatable.",
+    help="Leave out content of the target: an inventory, a bundle, or a registry. Repeatable.",
 )
 
 state_directory = _directory_of("state-dir", "State directory of the Mayfly to ask.")

@@ -78,7 +78,7 @@ def command(
             _check_differs(output, one)
         opened = stamp_of(os.fstat(content))
         images = _check_bundle(bundle, json)
-        # It was checked by its path, and is copied from what is open.
+        # It was checked by its path, and is copied from the open file.
         if stamp_at(bundle) != opened:
             raise BundleInvalid(f"{bundle}: it has changed while it was read: pack it again")
         # A bundle that is packed already gets another program, or other settings.
@@ -135,7 +135,7 @@ def _own_runtime() -> Path:
     found = one_file.path()
     if found is None:
         raise ConfigError(
-            "this Mayfly is installed and not the one file, which is what is packed: name it with "
+            "this Mayfly is installed, and only the one file can be packed: name it with "
             "--runtime FILE (make dist builds mayfly-VERSION-linux-ARCH)"
         )
     return found

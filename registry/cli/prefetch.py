@@ -168,7 +168,7 @@ def command(
     """Have every node pull, pin and prove the images now, before the first one is drained.
 
     Runs the script of mayfly node script on each node. Nodes that have proved every image are
-    skipped, so a second run does what the first could not.
+    skipped, so a second run only continues the first.
     """
     from mayfly.registry.cli.interrupts import run_cancellable
     from mayfly.registry.nodes.kubectl import Kubectl
@@ -226,7 +226,7 @@ def command(
 
 
 def _print_objects(plan: Prefetch) -> None:
-    """Print what a prefetch would make in the cluster."""
+    """Print the objects that a prefetch would make in the cluster."""
     from mayfly.registry.cli.interrupts import run_cancellable
     from mayfly.registry.nodes.pod_objects import manifest
     from mayfly.registry.nodes.pods import Pods

@@ -128,7 +128,7 @@ def _proven(state_dir: Path, timeout: float | None) -> Mapping[str, Any]:
     """Wait until every node has proved every image, or until the timeout; the coverage then.
 
     Raises:
-        ConfigError: the server was not told what to cover.
+        ConfigError: the server has no list of images and nodes to cover.
         NotRunning: it ended meanwhile.
     """
     from mayfly.registry.control.client import ask
@@ -141,7 +141,7 @@ def _proven(state_dir: Path, timeout: float | None) -> Mapping[str, Any]:
         ]
         if coverage is None:
             raise ConfigError(
-                "--safe-to-stop: the Mayfly that runs here was not told what to cover: start it "
+                "--safe-to-stop: the Mayfly that runs here has nothing to cover: start it "
                 "with --until-pulled and --nodes"
             )
         if not any(_lacking(coverage)) and len(coverage["nodes"]) >= coverage["nodes_wanted"]:

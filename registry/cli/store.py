@@ -1,7 +1,7 @@
 """Commands on a store's directory: ``ls``, ``inspect``, ``du``, ``rm``, ``gc``, ``verify``.
 
-All of them are safe beside a running server: what they read is read as a server reads it, changes
-take the same locks.
+All of them are safe beside a running server: they read as a server does, and changes take the same
+locks.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def name_damaged(
 def inspect(
     ctx: click.Context, image: str, sources: tuple[str, ...], files: bool, root: Path, json: bool
 ) -> None:
-    """Show an image's layers, bottom to top, who shares them, and what refers to the image.
+    """Show an image's layers, bottom to top, the images that share them, and the image's referrers.
 
     Exit 4 if it lacks content.
     """
@@ -349,7 +349,7 @@ def _remove(store: DistributionStore, text: str) -> str:
 @click.option(
     "--grace", type=DURATION, default="1h", help="Never collect content used within this time."
 )
-@click.option("--dry-run", is_flag=True, help="Show what would be freed, and free nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the space to be freed, and free nothing.")
 @click.option(
     "--untagged",
     is_flag=True,
@@ -501,7 +501,7 @@ def _show_space(found: Freed, dry_run: bool) -> None:
     "sources",
     multiple=True,
     metavar="BUNDLE|URL",
-    help="Mend what is wrong from a bundle or a registry that has it. Repeatable.",
+    help="Restore damaged or missing content from a bundle or a registry that has it. Repeatable.",
 )
 @root_directory
 @as_json
@@ -554,7 +554,7 @@ def verify(
     if found.findings:
         if sources and not json:
             echo(
-                "what is left could not be mended from the sources given: name another --repair "
+                "some faults could not be mended from the sources given: name another --repair "
                 "BUNDLE or URL that has it, or push the images again",
                 err=True,
             )

@@ -188,7 +188,7 @@ def export(
     root: Path,
     json: bool,
 ) -> None:
-    """Write images to an OCI archive; with --have only what the target lacks.
+    """Write images to an OCI archive; with --have only blobs that the target lacks.
 
     With an image go its signatures, SBOMs and attestations. A FILE ending in .zst is compressed
     so that it can be served in place; one ending in .gz has to be imported.
@@ -259,7 +259,7 @@ def _without(chosen: list[Carried], error: ContentCorrupt, damaged: list[Damaged
 
 
 def _whole(chosen: Sequence[Carried], damaged: list[Damaged]) -> list[Carried]:
-    """Return the images with what refers to them and lacks no content, and note what lacks some."""
+    """Return the whole images and their whole referrers, and note those that lack content."""
     from mayfly.storage.bundle.diagnostics import Code
     from mayfly.storage.survey import Damaged
     from mayfly.storage.transfer.exporting import without
@@ -270,7 +270,7 @@ def _whole(chosen: Sequence[Carried], damaged: list[Damaged]) -> list[Carried]:
             damaged.append(Damaged(one.image.name, Code.BLOBS_MISSING, reason))
     images = {id(one.image) for one in chosen}
     kept, gone = without(chosen, lambda one: bool(one.lacking) and id(one) not in images)
-    reason = "not exported, it or what it refers to lacks content"
+    reason = "not exported, it or its subject lacks content"
     damaged += [Damaged(name, Code.BLOBS_MISSING, reason) for name in gone]
     return kept
 

@@ -85,7 +85,7 @@ def policy_of(version: str, configuration: Mapping[str, object] | None) -> PullP
 
     Args:
         version: of the kubelet, such as ``v1.35.4``.
-        configuration: what its ``configz`` answered; None if it could not be asked.
+        configuration: the answer of its ``configz``; None if it could not be asked.
     """
     found = _VERSION.match(version)
     number = (int(found[1]), int(found[2])) if found else None
@@ -117,7 +117,7 @@ def endpoint_of(configuration: Mapping[str, object] | None) -> str:
     """Return the path of the socket by which a kubelet manages images; "" if it cannot be told.
 
     Args:
-        configuration: what its ``configz`` answered; None if it could not be asked.
+        configuration: the answer of its ``configz``; None if it could not be asked.
     """
     config = mapping(configuration, "kubeletconfig")
     named = text(config, "imageServiceEndpoint") or text(config, "containerRuntimeEndpoint")
@@ -130,7 +130,7 @@ class Credential(NamedTuple):
 
     Attributes:
         source: UID, namespace and name of the Secret.
-        hash: of what it holds; "" if unknown.
+        hash: of its content; "" if unknown.
     """
 
     source: tuple[str, str, str]

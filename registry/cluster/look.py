@@ -77,7 +77,7 @@ _SIGNS: Sequence[tuple[Gap, tuple[str, ...]]] = (
         ),
     ),
 )
-"""Gap → what kubectl's message then has, in lower case; kubectl has one exit code for all."""
+"""Gap → a part of kubectl's message then, in lower case; kubectl has one exit code for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,8 @@ class Sources:
         concurrency: nodes at a time.
         serves: returns those of some image names, written as in pods, that the registry has;
             blocking.
-        note: called with a text for people about what could not be removed from the cluster.
+        note: called with a text for people about objects that could not be removed from the
+            cluster.
         hold: whether images that are not pinned are held by pods.
     """
 
@@ -116,7 +117,7 @@ async def look(
 
     Args:
         sources: to cluster and nodes.
-        proofs: what the registry knows.
+        proofs: those that the registry has.
         images: of the upgrade, by their full names.
         registry: HOST:PORT of this registry.
 
@@ -155,7 +156,7 @@ async def look(
 
 @dataclass(slots=True)
 class _Seen:
-    """Collects what was seen, and what was not."""
+    """Collects the facts that were seen, and the gaps."""
 
     sources: Sources
     images: frozenset[str]

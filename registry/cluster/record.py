@@ -42,7 +42,7 @@ _WHEN: Mapping[str, str] = {
 
 
 class WorkloadRecord(TypedDict):
-    """A pod, or what makes pods."""
+    """A pod, or an object that makes pods."""
 
     kind: str
     namespace: str
@@ -183,7 +183,7 @@ def unseen_text(one: UnseenRecord) -> str:
 
 
 def lines_of(found: SafetyRecord, kubectl: Kubectl) -> Iterator[str]:
-    """Yield the lines of a judgement for people, what to do included.
+    """Yield the lines of a judgement for people, with the remedies.
 
     Args:
         kubectl: by which the cluster was asked.
@@ -255,7 +255,7 @@ def reported(found: SafetyRecord) -> dict[str, Any]:
 
 
 def read_reported(document: Mapping[str, Any], time: str) -> ReportedSafety:
-    """Read what `reported` made, from another process of the same user.
+    """Read a document of `reported`, from another process of the same user.
 
     Raises:
         ValueError: it is not that.

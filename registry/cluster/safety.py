@@ -1,7 +1,7 @@
 """Judge whether the registry may end: which pod on which node would then fail, and when.
 
-Nothing counts as safe that was not seen: what a judgement needs and nobody showed is an `Unseen`.
-The images that are judged are those of the upgrade's list, and others that this registry has.
+Nothing counts as safe that was not seen: a missing fact that a judgement needs is an `Unseen`. The
+images that are judged are those of the upgrade's list, and others that this registry has.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ TROUBLES: Mapping[Trouble, tuple[str, str]] = {
         "the configuration below",
     ),
 }
-"""Trouble → what it means, and what to do."""
+"""Trouble → its meaning, and the remedy."""
 
 
 class Gap(StrEnum):
@@ -142,7 +142,7 @@ GAPS: Mapping[Gap, tuple[str, str]] = {
         "use a kubeconfig that may read the Secrets that the pods name",
     ),
 }
-"""Gap → what it means, and what to do."""
+"""Gap → its meaning, and the remedy."""
 
 
 MAX_PATTERNS = 1000
@@ -155,7 +155,7 @@ class Finding(NamedTuple):
     Attributes:
         nodes: on which; none for a template that fits no node now.
         images: by their full names.
-        workload: the pod or what makes pods; None for a finding about nodes.
+        workload: the pod or the object that makes pods; None for a finding about nodes.
         role, part: of the image in the pod; None without a workload.
         when: it would fail; None without a workload.
         detail: further facts.
@@ -279,7 +279,7 @@ class NodeView:
         return None
 
     def may_lose(self) -> bool:
-        """Whether it may have a kubelet, which collects what is not pinned."""
+        """Whether it may have a kubelet, which removes images that are not pinned."""
         if self.cluster is not None:
             return True
         return self.facts is not None and self.facts.has_kubelet is not False

@@ -74,7 +74,7 @@ class When(StrEnum):
 
 
 class Workload(NamedTuple):
-    """A pod, or what makes pods."""
+    """A pod, or an object that makes pods."""
 
     kind: str
     namespace: str

@@ -73,7 +73,7 @@ def ask(
         if not answer.pop("ok"):
             raise LifetimeError(answer["error"], Exit.USAGE)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ConfigError(f"what answers in the state directory {directory} is no Mayfly") from None
+        raise ConfigError(f"the server of the state directory {directory} is no Mayfly") from None
     return answer
 
 

@@ -97,7 +97,7 @@ def frame(
     lines = lines[: height - 1]
     room = height - len(lines)
     transfers, coverage = found["transfers"], found["coverage"]
-    # A third of the room is for transfers, or what nodes leave of it.
+    # A third of the room is for transfers, or the lines that nodes leave of it.
     wanted = 2 + len(next(iter(coverage["matrix"].values()), ())) if coverage else 0
     most = max(room // 3, room - wanted)
     below = _transfers(transfers, most) if most > 2 else []
@@ -285,7 +285,7 @@ def _node(
 
 
 def _drawn(bar: Bar, done: int, whole: int, width: int) -> str:
-    """A bar; only what is complete fills it."""
+    """A bar; a cell that is not complete stays empty."""
     filled = min(width * done // whole, width) if whole else width
     return bar.done * filled + bar.left * (width - filled)
 

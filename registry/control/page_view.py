@@ -1,4 +1,4 @@
-"""Makes the views of the rollout page: of the server, of what it serves, and of each node.
+"""Makes the views of the rollout page: of the server, of its images, and of each node.
 
 Where the run has no list of images (``--until-pulled``), the page shows those that are served, and
 the nodes that asked for them.
@@ -60,7 +60,7 @@ class PageView:
         status: returns the state of the server, as `StatusService.server_record`.
         observer: of the requests.
         coverage: None if it was not asked for.
-        store: tells what images are made of.
+        store: reads the manifests of images.
         clock: of the run.
         sources: the bundles that are served.
     """

@@ -238,7 +238,7 @@ class StatusService:
         """Return the maker of the rollout page's views.
 
         Args:
-            store: tells what images are made of.
+            store: reads the manifests of images.
         """
         # Imported once somebody looks.
         from mayfly.registry.control.page_view import PageView
@@ -408,8 +408,7 @@ class StatusService:
                 reached = self._coverage.complete()
             case "covered":
                 raise ValueError(
-                    "this server was not told what to cover: start it with --until-pulled and "
-                    "--nodes"
+                    "this server has nothing to cover: start it with --until-pulled and --nodes"
                 )
             case _:
                 raise ValueError("wait for ready or for covered")
@@ -427,7 +426,7 @@ class StatusService:
         return {"images": await in_thread(lambda: [*filter(self._has_image, images)])}
 
     async def _on_judged(self, request: Message) -> Message:
-        """Keep for the report what `mayfly wait --safe-to-stop` found; the last one counts."""
+        """Keep the last judgement of `mayfly wait --safe-to-stop` for the report."""
         from mayfly.registry.cluster.record import read_reported
 
         self._safety = read_reported(request, reports.iso(self._clock.wall()))

@@ -233,7 +233,7 @@ _ENDS: Mapping[str, str] = {
 
 
 def ends_rows(records: Sequence[EndRecord]) -> list[list[str]]:
-    """Return a row with what ends the server; none if only an operator does.
+    """Return the row of the conditions that end the server; none if only an operator does.
 
     Args:
         records: none from an older server; conditions of a newer one are shown as they are.
@@ -456,7 +456,7 @@ def claims_line(content: Report) -> str:
 
 
 def asked_again_lines(nodes: Mapping[str, int]) -> list[str]:
-    """Return a warning of nodes that asked again for what they had; none without any."""
+    """Return a warning of nodes that requested content again; none without any."""
     if not nodes:
         return []
     names = [f"{node} ({count})" for node, count in sorted(nodes.items())]

@@ -228,7 +228,7 @@ class Arrival:
         return union
 
     def separate_parts(self) -> Iterator[tuple[int, int]]:
-        """Yield what arrived by each transfer that later requests can still correct, and the rest.
+        """Yield the bytes of each transfer that later requests can still correct, and the rest.
 
         A request from the first byte of a transfer shows that the client discarded all of that
         transfer, but not those that continued it.

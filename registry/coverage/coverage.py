@@ -177,9 +177,9 @@ class Snapshot:
 
 
 class Coverage:
-    """Says what is covered and what is missing.
+    """Computes which images each node has, and which are missing.
 
-    Where the tags point, and what the images are made of, is as `explore` found it last.
+    The targets of tags, and the content of the images, are those that `explore` found last.
 
     Args:
         facts: about the nodes.
@@ -293,7 +293,7 @@ class Coverage:
         )
 
     def read(self) -> None:
-        """Slow. See what the images are made of, where that is not known yet."""
+        """Slow. Read the images' manifests that are not known yet."""
         known, found = self._read, dict[tuple[str, str], ResolvedImage | None]()
         for image in self._images:
             for key in self._keys(image):
@@ -306,10 +306,11 @@ class Coverage:
         self._read = found
 
     async def explore(self) -> asyncio.Future[None] | None:
-        """See where the tags point now, what the images are made of, and how far each node is.
+        """Read the targets of the tags, the manifests of the images, and the progress of each node.
 
-        To be awaited before the questions, which then cost what changed since. Reading is done in a
-        thread, and given up where it takes too long. The event loop is never held up for long.
+        To be awaited before the questions, whose cost then grows with the changes since. Reading is
+        done in a thread, and given up where it takes too long. The event loop is never held up for
+        long.
 
         Returns:
             The reading that was given up: when it is done, more images are known. Else None.
@@ -360,7 +361,7 @@ class Coverage:
                 yield repository, digest
 
     def _take(self, targets: tuple[ResolvedImage | None, ...]) -> None:
-        """Go on with these images; what was concluded of others is void."""
+        """Continue with these images; conclusions of others are void."""
         if targets != self._targets:
             self._targets = targets
             self._rows.clear()

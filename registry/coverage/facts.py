@@ -115,7 +115,7 @@ class NodeFacts:
         pulls: its requests for manifests.
         blobs: complete blob → repository it was asked for in.
         pending: content that did not arrive completely.
-        proofs: digest of an index, manifest or config → what the node said of it last.
+        proofs: digest of an index, manifest or config → the node's last statement of it.
         proof: of all of them, as a summary.
         others: number of facts outside the list.
         version: changes with every fact.
@@ -142,7 +142,7 @@ class NodeFacts:
         return max(times, default=0)
 
     def is_news(self, key: Key, *, got: bool, claims: bool) -> bool:
-        """Whether a request for a manifest changes what may be concluded.
+        """Whether a request for a manifest changes a conclusion.
 
         Args:
             got: by GET; else by HEAD.

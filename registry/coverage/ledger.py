@@ -1,4 +1,4 @@
-"""The ledger: records what happened to which image at which node, and survives a kill.
+"""The ledger: records events of images at nodes, and survives a kill.
 
 Each new fact is applied to `facts` and, if it changes a conclusion, appended to a file
 (`ledger_file`); a start reads the file and continues with the same facts. Callers record transfers

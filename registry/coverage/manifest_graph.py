@@ -45,9 +45,9 @@ def size_of(refs: ManifestRefs) -> int:
 class ManifestGraph:
     """The references of manifests, each read once and cached while memory for them lasts.
 
-    Manifests may have megabytes, and the cache drops what was not used for longest. So methods
-    that read run in worker threads; the event loop calls `cached`, `cached_closure`,
-    `cached_complete`, `has_closure` and `add` only.
+    Manifests may have megabytes, and the cache drops the least recently used ones. So methods that
+    read run in worker threads; the event loop calls `cached`, `cached_closure`, `cached_complete`,
+    `has_closure` and `add` only.
 
     Args:
         read: repository and digest → references; None if there is no such manifest.

@@ -1,4 +1,4 @@
-"""The observer: what handlers call for coverage, the report and idleness.
+"""The observer: the calls of handlers for coverage, the report and idleness.
 
 One `Observer` is shared by all requests. The byte path and the manifest handlers call it; it
 updates `Activity`, `Pulls` and the `Ledger`, so that handlers need not know these.

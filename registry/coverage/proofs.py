@@ -64,7 +64,7 @@ class ProvenImage(NamedTuple):
 
 
 class Proof(NamedTuple):
-    """All that one node has, by its own word. It replaces what the node said before."""
+    """All that one node has, by its own word. It replaces the node's earlier proof."""
 
     nonce: str
     images: tuple[ProvenImage, ...]

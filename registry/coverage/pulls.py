@@ -3,14 +3,14 @@
 A pull is several requests that have only the node in common: HEAD of a tag, GET of an index, GET of
 one of its children, then a GET for each blob the node lacks. Between two of them nothing is in
 flight, and yet the pull is not complete. The requests that are still *expected* of the node follow
-from what it got:
+from the answers it got:
 
     HEAD of a manifest         expects a GET of it      (a warm node stops here)
     GET of an index            expects a child of it
     GET of an image manifest   expects its blobs        (those the node has are never asked for)
     blob arrived whole         expects nothing more of it
 
-A node need not ask for what is expected of it, so expectations end when the node was silent for
+A node need not send the expected requests, so expectations end when the node was silent for
 `SETTLED_SECONDS`, and those of one manifest after `EXPECTATION_SECONDS` at the latest. If a kill of
 the server *interrupted* a pull, silence shows nothing: clients try again after minutes.
 """

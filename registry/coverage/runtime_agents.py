@@ -45,7 +45,7 @@ NONE = RuntimeAgent("", re.compile(""))
 
 RUNTIMES = (
     RuntimeAgent("containerd", re.compile(r"containerd/v?\d"), head=True, config=True),
-    # A version, or what a build without one says: docker/library-import go/go1.26.8 …
+    # A version, or the text of a build without one: docker/library-import go/go1.26.8 …
     RuntimeAgent("docker", re.compile(r"docker/(?:\d|\S+ go/)"), head=True, get=True, config=True),
     # podman's; skopeo, buildah and CRI-O use the same library with names of their own.
     RuntimeAgent("podman", re.compile(r"containers/\d"), config=True),

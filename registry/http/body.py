@@ -131,7 +131,7 @@ class Body:
             return
 
     def discard_pending(self) -> bool:
-        """Discard what has arrived; return whether the body is complete by that."""
+        """Discard the bytes that have arrived; return whether the body is complete by that."""
         while self._pending and not self.complete and self._failure is None:
             self._buffer, self._filled = _discarded, 0
             self._decode_pending()

@@ -22,13 +22,13 @@ HANDLING    The handler runs. Its body receives straight into the reader's buffe
 LINGERING   The response says that the connection closes, and the client still sends: everything is
             discarded for a while. A reset would take the response away from it.
 CLOSED      Nothing is received any more. Responses that were written are still sent, and the
-            connection stays open until what is counted of them has been acknowledged.
+            connection stays open until their counted bytes have been acknowledged.
 
-A shutdown closes what is IDLE or LINGERING, and the others after their response. A client may also
-send its last request, shut down its side, and read on: the connection closes after the response. A
-client that has left looks the same until something is sent to it, which its host answers with a
-reset. So if no response has begun by then an interim one is sent; within a response a client that
-was sent nothing for some seconds counts as gone.
+A shutdown closes connections that are IDLE or LINGERING, and the others after their response. A
+client may also send its last request, shut down its side, and read on: the connection closes after
+the response. A client that has left looks the same until something is sent to it, which its host
+answers with a reset. So if no response has begun by then an interim one is sent; within a response
+a client that was sent nothing for some seconds counts as gone.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ from mayfly.registry.http.tcp_info import TCPInfo
 logger = logging.getLogger("mayfly")
 
 _HEAD_BUFFER = 16 * 1024
-"""Bytes received at once where a head is expected, and kept of what follows a request."""
+"""Bytes received at once where a head is expected, and kept of those after a request."""
 
 _PROBE_SECONDS = 1.0
-"""After the end of what a client sends, until an interim response tells whether it has left."""
+"""After the end of a client's data, until an interim response tells whether it has left."""
 
 _IDLE_SECONDS = 10.0
 """Within a response, without anything to send, until a client that sends no more counts as gone."""
@@ -112,7 +112,7 @@ class Connection(asyncio.BufferedProtocol):
         self._server = server
         self._state = State.IDLE
         self._received = bytearray()
-        """The beginning of a head, or what follows the request that is being handled."""
+        """The beginning of a head, or bytes after the request that is being handled."""
         self._searched = 0
         """Offset in it from which the end of a head may begin."""
         self._head_size = 0
@@ -144,8 +144,8 @@ class Connection(asyncio.BufferedProtocol):
         self.peer = str(peer[0]) if peer else None
         self._server.opened(self)
         if self.peer is None and self._is_internet():
-            # It has been reset, so that nobody would read an answer, and no record of what it asks
-            # for could tell where it came from.
+            # It has been reset, so that nobody would read an answer, and a record of its request
+            # would have no address.
             self._abort()
 
     def _is_internet(self) -> bool:
@@ -583,7 +583,7 @@ class Connection(asyncio.BufferedProtocol):
         self._abort()
 
     def _close(self) -> None:
-        """Close the connection, once the client's host has all of what `receipts` counts.
+        """Close the connection, once the client's host has all bytes that `receipts` counts.
 
         A client that has read its response often closes at once. If close_notify has arrived by
         then, and was not read, its host sends a reset, and the last acknowledgements are lost.
@@ -681,7 +681,7 @@ def _refuse_in_plain_text(status: int, text: str) -> Response:
 
 
 class HTTPServer:
-    """The connections of one server, and what they share.
+    """The connections of one server, and their shared state.
 
     Args:
         handle: answers a request.

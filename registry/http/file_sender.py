@@ -39,7 +39,7 @@ _IDLE_SECONDS = 1.0
 """After which a thread ends that has nothing to do."""
 
 _COUNT_SECONDS = 0.05
-"""Between what threads send and its count on the event loop."""
+"""Interval at which bytes that threads sent are counted on the event loop."""
 
 _CHECK_SECONDS = 1.0
 """Between two checks whether the connection of a transfer was closed at this end."""
@@ -120,7 +120,7 @@ class _Transfer:
             self._watcher.ahead(self.sent + more)
 
     def report(self) -> None:
-        """On the event loop: count what was sent since the last report."""
+        """On the event loop: count the bytes sent since the last report."""
         more = self.sent - self._counted
         self._counted += more
         if more and self._watcher is not None:
@@ -141,7 +141,7 @@ class _Transfer:
 
 
 class FileSender:
-    """The threads of one server, and what they send.
+    """The threads of one server, and the files they send.
 
     Args:
         threads: at most; by default as many as there are processors, at most eight.

@@ -55,8 +55,8 @@ _UNTRUSTED_ALERTS = {
     "TLSV1_ALERT_UNKNOWN_CA": f"does not trust this registry's certificate; {_SET_UP}",
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": f"takes this registry's certificate for expired; {_CLOCKS}",
 }
-"""OpenSSL's names of the alerts of a client that does not accept the server's certificate, and what
-is said of the client."""
+"""OpenSSL's names of the alerts of a client that does not accept the server's certificate, and the
+texts for the log."""
 
 _FIRST_REQUEST_SECONDS = 1.0
 """Within which a client that has connected is expected to send a request."""

@@ -29,7 +29,7 @@ class MemoryBudget(Generic[Owner]):
 
     Args:
         limit: in bytes.
-        release: closes a connection and so frees what it holds; returns False if it has to stay.
+        release: closes a connection and so frees its memory; returns False if it has to stay.
 
     Attributes:
         used: bytes in use.

@@ -28,7 +28,7 @@ _MAX_HOPS = 32
 
 
 class Forwarded(NamedTuple):
-    """A request as trusted proxies describe it; None for what they do not say.
+    """A request as trusted proxies describe it; None for facts that they do not give.
 
     Attributes:
         client: the address of the nearest host that is not a trusted proxy.

@@ -1,8 +1,8 @@
 """Counts the bytes sent on a connection that its peer has acknowledged.
 
 Bytes given to the kernel have not arrived yet: a socket buffers megabytes, which are lost when a
-connection breaks. TCP knows what arrived, and Linux tells: SIOCOUTQ counts the bytes given to it
-and not acknowledged, TCP_INFO those acknowledged since the connection began.
+connection breaks. TCP knows which bytes arrived, and Linux tells: SIOCOUTQ counts the bytes given
+to it and not acknowledged, TCP_INFO those acknowledged since the connection began.
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ class Receipts:
     def _left(self) -> int:
         """Return how many bytes are missing from the goal.
 
-        A kernel that does not tell what was acknowledged still tells how much was not, except of a
-        connection that has broken.
+        A kernel that does not tell the acknowledged bytes still tells the unacknowledged ones,
+        except of a connection that has broken.
         """
         acked = self._acked()
         if acked or self._socket is None:

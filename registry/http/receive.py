@@ -72,7 +72,8 @@ class Receiver:
             return at
         finally:
             if writing is not None:
-                # Also where the body was cut: what arrived counts, and no write may land later.
+                # Also where the body was cut: bytes that arrived count, and no write may land
+                # later.
                 await asyncio.wait([writing])
                 writing.exception()  # marks it as retrieved, where another error is raised
                 # Its exception has this frame in the traceback: a cycle with the buffers otherwise.

@@ -84,7 +84,7 @@ def render_head(response: Response, length: int | None, minor: int, *, keep_aliv
         lines.append("Connection: keep-alive" if keep_alive else "Connection: close")
     lines.append(f"Date: {_date(int(time.time()))}\r\n\r\n")
     text = "\r\n".join(lines)
-    # No value may hold a line of its own: some repeat what a client, or a manifest, says.
+    # No value may hold a line of its own: some repeat text of a client, or of a manifest.
     if text.count("\n") != len(lines) + 1 or text.count("\r") != len(lines) + 1:
         raise ValueError("a header of the response holds a line end")
     return text.encode()

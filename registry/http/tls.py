@@ -4,8 +4,8 @@
                     │                └─────────────────close─────────────────────────┤
                     └──rejected, or timed out────────────────────────────────────────┘
 
-The end of what a client sends is its close_notify, or TCP's alone: a request says by itself where
-it ends, so that nothing is missed where the former lacks.
+The end of a client's data is its close_notify, or TCP's alone: a request says by itself where it
+ends, so that nothing is missed where the former lacks.
 
 asyncio's own TLS copies content more often than it encrypts it, and cannot send files. Here data is
 received into one buffer that all connections share, and decrypted into its final place; and while
@@ -116,7 +116,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._advance()
 
     def _advance(self) -> None:
-        """Continue the handshake, then decrypt, as far as what has arrived allows."""
+        """Continue the handshake, then decrypt, as far as the received bytes allow."""
         if self._tcp.is_closing() or self._channel.is_lent:
             return
         try:
@@ -164,7 +164,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
             self._http.connection_made(self)
 
     def _decrypt_pending(self) -> None:
-        """Decrypt what has arrived and pass it up, with the end of it, while HTTP reads."""
+        """Decrypt received bytes and pass them up, with the end of data, while HTTP reads."""
         is_drained = False
         while self._http is not None and not is_drained and self._is_reading:
             if self._channel.is_lent:
@@ -183,7 +183,7 @@ class TLSTransport(asyncio.Transport, asyncio.BufferedProtocol):
                 self.close()
 
     def _read_on(self) -> None:
-        """Resume reading if nothing prevents it, beginning with what has arrived before."""
+        """Resume reading if nothing prevents it, beginning with the bytes that have arrived."""
         if self._is_reading and self._is_writable and not self._channel.is_lent:
             self._tcp.resume_reading()
             asyncio.get_running_loop().call_soon(self._advance)

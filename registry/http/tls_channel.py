@@ -3,8 +3,8 @@
     begun ──feed, advance──► open ──client's close_notify──► ended
       └──────── SSLError ─────┴──► broken: `take` has the alert for the client
 
-The caller feeds what it receives, and sends what `take` returns after each call. A channel is used
-by one thread at a time: while it `is_lent` to the thread that sends a file, by no other.
+The caller feeds received bytes, and sends those that `take` returns after each call. A channel is
+used by one thread at a time: while it `is_lent` to the thread that sends a file, by no other.
 """
 
 from __future__ import annotations

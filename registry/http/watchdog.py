@@ -1,6 +1,6 @@
 """Closes connections that take a place and make no progress.
 
-The watchdog looks at all connections every few seconds. The kernel counts what each has moved
+The watchdog looks at all connections every few seconds. The kernel counts the bytes of each
 (``TCP_INFO``), so nothing is done for a single read or write, and it is the same with TLS. A
 connection is in one of these states:
 
@@ -167,7 +167,7 @@ class ConnectionWatchdog:
         self, connection: Connection, info: TCPInfo, last: _Checkpoint, now: float
     ) -> str | None:
         moved = info.acknowledged - last.acknowledged
-        if connection.awaits_body:  # else what the client sends is not asked for
+        if connection.awaits_body:  # otherwise nobody reads the client's data
             moved += info.received - last.received
         sending = info.unsent or info.unacked or connection.is_writing
         client_owes = sending or connection.awaits_body

@@ -1,4 +1,4 @@
-"""When a server ends, and what it still serves meanwhile: conditions, the plan, the drain.
+"""The end of a server: its conditions, its plan, and the drain, which serves pulls to their end.
 
 The registry lives for one upgrade. Requests are all it sees, and from them it must conclude when
 the upgrade is complete. Two ideas belong to this room:
@@ -6,7 +6,7 @@ the upgrade is complete. Two ideas belong to this room:
 *Conditions are levels, not edges.* Each thing that may end the server (`conditions`, `watches`) can
 be waited for, and can be asked whether it holds now. So "idle" can be revoked until the listening
 sockets close, and "all of these" means at the same time. `plan` makes one condition of the
-settings, and the exit code of what happened.
+settings, and the exit code of the outcome.
 
 *A drain decides by node.* A pull is many requests, so `drain` still admits those that continue a
 pull or push that had begun, and refuses all others.

@@ -1,4 +1,4 @@
-"""Which names and addresses this host answers to: what its certificate has to say.
+"""The names and addresses of this host, for its certificate.
 
 Nothing here asks a name server: a start must not wait for one, least of all without a network.
 """
@@ -70,7 +70,7 @@ def is_address(name: str) -> bool:
 def wanted_names(given: Iterable[str] = ()) -> tuple[str, ...]:
     """Every canonical name and address a certificate of this host should hold, in a fixed order.
 
-    ``given`` is what the operator added (host names, listen addresses), as for `needed_names`.
+    ``given`` has the operator's additions (host names, listen addresses), as for `needed_names`.
 
     Raises:
         TrustError: a given name is no name.

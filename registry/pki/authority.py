@@ -15,7 +15,7 @@ trusting it:
   life, does not fit its key or the CA. `renew` does that while the server runs. A key that others
   could read is replaced, too.
 - A CA key that others could read, or a file of another user, is refused: only the operator knows
-  what they did.
+  their use of it.
 
 Each key is in place before its certificate. A crash between the two leaves a certificate that is
 absent, expired or does not fit, and each of these is mended by the rules above.
@@ -66,9 +66,9 @@ _CERTIFICATE = Attributes(0o644)
 class CertificateFiles:
     """Where the certificates of `--tls auto` lie.
 
-    ``fingerprint`` is the CA's SHA-256, in the form openssl prints. ``made`` says what was made by
-    this call: both in a fresh state directory, nothing when all could be used again. ``authority``
-    is the CA; ``replaced`` the one whose place it took.
+    ``fingerprint`` is the CA's SHA-256, in the form openssl prints. ``made`` lists the certificates
+    that this call made: both in a fresh state directory, none when all could be used again.
+    ``authority`` is the CA; ``replaced`` the one whose place it took.
     """
 
     ca: Path

@@ -38,7 +38,7 @@ class ServerTLS:
 
     Attributes:
         context: for the listener, in whatever way it does TLS.
-        certificate: what is shown to clients now.
+        certificate: the one that clients get now.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ServerTLS:
         certificates stay. Costs a few stat calls when nothing changed, which follow symlinks and so
         see Kubernetes' swap of a volume's ``..data``. Returns whether new certificates are in use.
         """
-        # Looked at before the files are read: what changes in between is seen the next time.
+        # Looked at before the files are read: a change in between is seen the next time.
         stamps = self._stamps()
         if stamps == self._seen:
             return False

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class TrustError(Exception):
-    """A problem for the operator to mend, in one line: what is wrong, where, and what to do."""
+    """A problem for the operator to mend, in one line: the fault, its place, and the remedy."""

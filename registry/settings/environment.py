@@ -53,7 +53,7 @@ def check(environment: Mapping[str, str], options: Callable[[], Iterable[str]]) 
 
     Args:
         environment: of the process.
-        options: gives the variables of every command's options; called for what is not known
+        options: gives the variables of every command's options; called for names that are unknown
             otherwise, since it loads every command.
 
     Raises:

@@ -1,4 +1,4 @@
-"""From the text of a setting to its value. Each raises ValueError with what is expected."""
+"""From the text of a setting to its value. Each raises ValueError that names the expected form."""
 
 from __future__ import annotations
 

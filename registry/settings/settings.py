@@ -62,16 +62,16 @@ ENVIRONMENT_PREFIX = "MAYFLY_"
 
 @dataclass(frozen=True, kw_only=True)
 class Setting(Generic[T]):
-    """How one setting is given and what it means.
+    """The sources, the type and the meaning of one setting.
 
     Attributes:
         key: the name in Python and in the file.
-        read: from text to the value; raises ValueError with what is expected.
+        read: from text to the value; raises ValueError that names the expected form.
         default: the value when no source has one, made from the environment.
         help: one line for ``--help`` and the documentation.
         group: the heading it stands under.
         shown: the default in words.
-        metavar: what the value looks like, or None for a switch.
+        metavar: the form of the value, or None for a switch.
         repeatable: whether several values make a list.
         argument: whether the command line has it as arguments, not as an option.
     """
@@ -217,8 +217,8 @@ class Settings:
     upstream: tuple[Upstream, ...] = setting(
         read_upstream,
         UPSTREAMS,
-        help="Fetch what is asked for of this registry and not here, and keep it in the root; at "
-        "URL, if one is given. Repeatable.",
+        help="Fetch missing content of this registry on request, and keep it in the root; at URL, "
+        "if one is given. Repeatable.",
         default=(),
         shown="none",
         metavar="HOST[=URL]",
@@ -549,7 +549,7 @@ class Settings:
         LIMITS,
         help="Connections served at once; others wait to be accepted.",
         default=None,
-        shown="what the limit on open files allows",
+        shown="as the limit on open files allows",
         metavar="N",
     )
     header_timeout: float | None = setting(
@@ -629,7 +629,7 @@ class Settings:
     notify_secret: Path | None = setting(
         read_path,
         OUTPUT,
-        help="Sign what is posted to --notify with the key in this file.",
+        help="Sign posts to --notify with the key in this file.",
         default=None,
         shown="none",
         metavar="FILE",

@@ -39,7 +39,7 @@ CERT_DIR = "certs"
 and refuse a key without its certificate."""
 
 PROGRAMS = "bin"
-"""Directory for what the command finds first in its ``PATH``."""
+"""Directory of programs, the first in the command's ``PATH``."""
 
 
 @dataclass(frozen=True)

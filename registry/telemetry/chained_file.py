@@ -217,7 +217,7 @@ def _head_of(line: bytes) -> Head:
 
 
 def _tail(path: Path) -> bytes:
-    """The end of a file, with its last whole line and what follows that."""
+    """The end of a file: at least its last whole line and any text after it."""
     try:
         with path.open("rb") as file:
             start = max(0, file.seek(0, os.SEEK_END) - 2 * MAX_LINE_BYTES)

@@ -1,7 +1,7 @@
 """Metrics for Prometheus, in its text format or as OpenMetrics, by `prometheus-client`.
 
 Requests have the names and labels of CNCF distribution, so that dashboards and alerts made for it
-work unchanged; what only Mayfly has begins with ``mayfly_``. Most is read from the server's own
+work unchanged; names of Mayfly's own begin with ``mayfly_``. Most is read from the server's own
 counts when the metrics are asked for. No label takes a value that a client chooses: nodes are named
 only where ``--nodes`` lists them.
 """
@@ -233,7 +233,7 @@ def _upstreams(records: Iterable[UpstreamUse]) -> Iterator[Metric]:
     if not records:
         return
     for name, key, text in (
-        ("mayfly_upstream_hits", "hits", "Requests answered from what is cached."),
+        ("mayfly_upstream_hits", "hits", "Requests answered from the cache."),
         ("mayfly_upstream_misses", "misses", "Requests that waited for the upstream."),
         ("mayfly_upstream_stale", "stale", "Requests answered by a tag that was not compared."),
         ("mayfly_upstream_downloads", "downloads", "Blobs that were fetched."),

@@ -105,7 +105,7 @@ class Recording:
             one.put(event)
 
     def corrupt(self, digest: str, problem: str) -> None:
-        """Record content of a bundle that is not what its digest says."""
+        """Record content of a bundle that does not match its digest."""
         event = events.new("corrupt", "failed")
         event["target"] = {"digest": digest}
         event["reason"] = problem

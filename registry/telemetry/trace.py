@@ -13,11 +13,11 @@ HEADER = "traceparent"
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.{0,200})?")
 _LENGTH = 55
-"""Characters of what every version of the header has."""
+"""Characters of the part that every version of the header has."""
 
 
 def traceparent(headers: Mapping[str, str]) -> str:
-    """Return the header without what later versions may add; "" if it is missing or invalid."""
+    """Return the header without additions of later versions; "" if it is missing or invalid."""
     found = _TRACEPARENT.fullmatch(headers.get(HEADER, ""))
     if found is None:
         return ""

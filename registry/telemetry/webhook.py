@@ -37,7 +37,7 @@ SIGNATURE = "X-Mayfly-Signature"
 TIMEOUT_SECONDS = 10.0
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 60.0
 LAST_SECONDS = 5.0
-"""Time at the end of the server for what still waits; the next start sends the rest."""
+"""Time at the end of the server for waiting events; the next start sends the rest."""
 
 _BATCH_BYTES = 256 * 1024
 _PRIVATE = Attributes(0o600)
@@ -84,7 +84,7 @@ class Webhook:
         return self._size - self._sent
 
     def _resume(self) -> tuple[int, int]:
-        """The sizes of what was sent and of the file; a line that a crash cut off is removed."""
+        """The sizes of the sent part and of the file; a line that a crash cut off is removed."""
         descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "rb+") as file:
             content = file.read()

@@ -1,4 +1,4 @@
-"""Other registries: asking them for images, making bundles from what they hold, mirroring them.
+"""Other registries: asking them for images, making bundles of their images, mirroring them.
 
 `lists` reads lists of images and `versions` their ranges of tags. `client` asks one registry;
 `credentials`, `registries`, `sources`, `blocking` and `reader` find and wrap it. `gather` plans a

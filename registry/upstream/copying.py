@@ -246,7 +246,7 @@ class Copied:
 
 
 async def plan(items: Iterable[Item], place: Place, rules: Rules) -> Plan:
-    """Look up every image, and compare it with what its target has.
+    """Look up every image, and compare it with the content of its target.
 
     Images that cannot be had, or whose target cannot be asked, are among the outcomes.
     """

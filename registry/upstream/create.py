@@ -1,4 +1,4 @@
-"""Make a bundle: look everything up, lay out the archive, fetch what is missing, publish it."""
+"""Make a bundle: look everything up, lay out the archive, fetch missing content, publish it."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ async def write(planned: Plan, jobs: int, progress: Progress) -> None:
     Raises:
         ImagesMissing: blobs could not be fetched; each is named. All others are kept.
         BundleInvalid: another process writes the same archive.
-        StorageFull: there is not enough space for what is left to write, or it ran out.
+        StorageFull: there is not enough space for the rest, or it ran out.
         OSError: the archive cannot be written.
     """
     waiting = []
@@ -167,7 +167,7 @@ async def write(planned: Plan, jobs: int, progress: Progress) -> None:
 
 
 def _unwritten(output: Path, error: OSError) -> Exception:
-    """Return the error for an archive that cannot be written, with its path and what to do."""
+    """Return the error for an archive that cannot be written, with its path and the remedy."""
     text = f"{output} cannot be written: {error.strerror or error}"
     if error.errno in DISK_FULL:
         return StorageFull(f"{text}; make room, and the same command resumes where it stopped")
@@ -282,7 +282,7 @@ class _Blob:
             except ContentWrong as error:
                 problem = error
             except UpstreamError as error:
-                # NotThere by a later source says less than what the first one said.
+                # NotThere by a later source says less than the first source's error.
                 problem = problem if isinstance(error, NotThere) and problem else error
         assert problem is not None
         raise problem

@@ -19,7 +19,7 @@ class FetchError(Exception):
 
 
 class ListInvalid(FetchError):
-    """A list of images cannot be read; the message names the place and what to do."""
+    """A list of images cannot be read; the message names the place and the remedy."""
 
     exit_code = Exit.USAGE
 
@@ -92,7 +92,7 @@ class ImagesMissing(FetchError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         count = len(problems)
         super().__init__(
-            problems[0].text if count == 1 else f"{count} of what was asked for cannot be fetched"
+            problems[0].text if count == 1 else f"{count} requested items cannot be fetched"
         )
         self.problems = tuple(problems)
 

@@ -81,7 +81,7 @@ class UpstreamHost:
             log.event(
                 logging.WARNING,
                 "upstream_unreachable",
-                f"{reason}; what is cached of {self.name} is served as it is",
+                f"{reason}; cached content of {self.name} is served as it is",
                 host=self.name,
                 reason=reason,
             )

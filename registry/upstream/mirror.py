@@ -482,7 +482,7 @@ class Mirror:
             reason = lookups.reason_of(error)
             if isinstance(error, DigestInvalid | ContentWrong):
                 seconds = lookups.WRONG_SECONDS
-                reason = f"it is not what its digest names: {reason}"
+                reason = f"it does not match its digest: {reason}"
             log.event(
                 logging.WARNING,
                 "download_failed",

@@ -57,7 +57,7 @@ class Resolver(Protocol):
 
 
 class UpstreamNames:
-    """Names of bundles, of upstreams and of what is pushed here: a `Resolver`.
+    """Names of bundles, of upstreams and of pushed images: a `Resolver`.
 
     Args:
         hosts: of the upstreams.

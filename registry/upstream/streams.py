@@ -1,8 +1,8 @@
 """A blob on its way from a source to a target: hashed in order, from any byte on, never kept whole.
 
-A target may lose what it was sent, so that a part is sent again. The state of the hash is marked
-now and then; the source is then read from the last mark before that part. The last bytes are handed
-on only if all of it has its digest, so that no target is given a whole blob that is wrong.
+A target may lose bytes that it was sent, so that a part is sent again. The state of the hash is
+marked now and then; the source is then read from the last mark before that part. The last bytes are
+handed on only if all of it has its digest, so that no target is given a whole blob that is wrong.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class RegistryTarget:
             await self._add_to_fallback(repository, manifest, digest)
 
     async def _add_to_fallback(self, repository: str, manifest: Manifest, digest: Digest) -> None:
-        """Do what a registry without the referrers API leaves to its clients (OCI 1.1)."""
+        """Add a referrer to its subject's tag, where the referrers API is missing (OCI 1.1)."""
         assert manifest.subject is not None
         subject = manifest.subject.digest
         async with self._fallbacks.setdefault((repository, subject), asyncio.Lock()):

@@ -97,7 +97,7 @@ def _test(term: re.Match[str]) -> Test:
     parts = [part for part in term.groups()[1:4] if part is not None]
     known = [int(part) for part in _until_wild(parts)]
     if not known:
-        # * is any version; what is neither above nor below any is none.
+        # * is any version; none is above it, below it or different.
         return lambda version: operator not in (">", "<", "!=")
     major, minor, patch = [*known, 0, 0][:3]
     low = Version(major, minor, patch, _pre(term[5]))

@@ -212,7 +212,7 @@ def test_repair(writer: str, tmp_path: Path) -> None:
     stay = ("odd/size-wrong", "odd/tag-a-file")  # made so; and a tag nobody knows the image of
     assert all(any(name in line for name in stay) for line in left), (output, errors)
     assert code == 4
-    assert errors.splitlines()[-1].startswith("what is left could not be mended from the sources")
+    assert errors.splitlines()[-1].startswith("some faults could not be mended from the sources")
     with Mayfly(root, tmp_path / "state") as server:
         client = Http(server.host)
         for case, repository in made.items():
