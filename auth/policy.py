@@ -9,8 +9,8 @@ matches. Without a grant everything is denied. For a caller and a repository:
    globs of equal specificity both count.
 2. *Across subjects everything adds up*: the caller has what the user, each of the user's groups
    and anonymous have. Harbor does the same with the roles a member has directly and by groups
-   (``ListRoles`` in its ``src/pkg/project/dao/dao.go``), and logging in never loses what anyone may
-   do.
+   (``ListRoles`` in its ``src/pkg/project/dao/dao.go``), and logging in never loses the rights of
+   anonymous callers.
 
 The permissions of a short-lived credential take the place of grants to its name and groups, by the
 same rule. An access token grants its scopes and nothing else.
@@ -154,7 +154,7 @@ class Policy:
     def node_actions(self, identity: Identity, name: str) -> frozenset[str]:
         """Return the actions on a node: `PROVE` for a credential issued for that node, else none.
 
-        No grant gives it, an administrator's neither: only the node knows what it has. A token does
+        No grant gives it, an administrator's neither: only the node knows its images. A token does
         not hold it.
         """
         own = identity.node == name and identity.access is None

@@ -47,7 +47,7 @@ ROLE_ACTIONS: Mapping[Role, frozenset[str]] = MappingProxyType(
         Role.ADMIN: frozenset({PULL, PUSH, DELETE}),
     }
 )
-"""The whole table: what is not here is denied."""
+"""The whole table: actions that are not here are denied."""
 
 
 def parse_role(text: str) -> Role:

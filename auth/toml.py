@@ -22,7 +22,7 @@ _OPAQUE = re.compile(
     r"|#[^\n]*+",
     re.DOTALL,
 )
-"""A string or a comment, closed or not: what stands in it is no key."""
+"""A string or a comment, closed or not: text in it is no key."""
 
 _DEEP = re.compile(
     rf"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]++(?:[ \t]*+\.[ \t]*+[A-Za-z0-9_-]++){{{MAX_PARTS}}}"

@@ -24,7 +24,7 @@ from benchmarks.rows import ROWS
 
 
 def main() -> None:
-    """Measure what the command line says, and print it."""
+    """Measure the rows that the command line names, and print them."""
     asked = _arguments()
     if not load.LOAD.is_file():
         sys.exit("the load is not built: run benchmarks/install (it takes Go)")
@@ -64,7 +64,7 @@ def main() -> None:
             report.write_json(run, asked.json)
         if asked.markdown:
             report.write_markdown(run, asked.markdown)
-        _say("removing what was made")
+        _say("removing the files")
     if failures:
         sys.exit(f"{len(failures)} measurements failed")
 
@@ -116,7 +116,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", type=_names(ROWS), metavar="ROW,...", help=", ".join(ROWS))
     parser.add_argument("--peers", type=_names(PEERS), metavar="PEER,...", help=", ".join(PEERS))
     parser.add_argument("--scale", type=float, default=1.0, help="of blobs and repositories")
-    parser.add_argument("--directory", default="/var/tmp", help="on a disk, for what is made")
+    parser.add_argument("--directory", default="/var/tmp", help="on a disk, for temporary files")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     return parser.parse_args()

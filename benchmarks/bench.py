@@ -22,7 +22,7 @@ Figures = dict[str, float]
 
 RATE = "MiB/s"
 DURABLE = "MiB/s durable"
-"""With the time that it takes to sync what was left unsynced."""
+"""With the time that it takes to sync the files left unsynced."""
 
 CPU = "CPU s/GiB"
 PEAK = "peak MiB"

@@ -41,7 +41,7 @@ def measure(target: str, bench: Bench, peer: Peer, verify: bool) -> Figures:
     ):
         order = _order(source, to, images, place)
         assert peer.copy is not None
-        os.sync()  # what others left to be written is not this tool's to wait for
+        os.sync()  # so that this tool does not wait for writes of others
         result = load.run_commands(peer.copy(order), peers.environment(peer, bench.library))
         syncing = sync_tree(copied)
         if verify:

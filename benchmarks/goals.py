@@ -1,4 +1,4 @@
-"""What Mayfly is to reach, and whether it did in a run."""
+"""The goals of Mayfly, and whether a run reached them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A goal against a run; ``value`` is None if the run lacks what it needs."""
+    """A goal against a run; ``value`` is None if the run lacks its figures."""
 
     goal: Goal
     value: float | None
@@ -119,7 +119,7 @@ def median(rounds: Iterable[Figures], figure: str) -> float | None:
 def ratio(one: list[Figures], other: list[Figures], figure: str) -> float | None:
     """Median over the rounds of how many times the other's figure one's is.
 
-    Each round's own ratio is taken first: what slows the machine for a while slows both.
+    Each round's own ratio is taken first: a load that slows the machine for a while slows both.
     """
     pairs = [
         a[figure] / b[figure]
@@ -142,7 +142,7 @@ def best(results: Results, row: str, figure: str, most: bool) -> str:
 
 
 def judge(goal: Goal, results: Results) -> Verdict:
-    """A goal against what was measured."""
+    """A goal against the measurements."""
     own = results.get(goal.row, {}).get("mayfly", [])
     if goal.against is None:
         return Verdict(goal, median(own, goal.figure))

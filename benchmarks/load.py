@@ -97,7 +97,7 @@ def run(server: Server, kind: str, authorization: str, **job: Any) -> Result:
     """Run one job against a server; see ``Job`` in ``benchmarks/load/main.go``.
 
     Raises:
-        RuntimeError: a request failed, or content was not what it should be.
+        RuntimeError: a request failed, or content was wrong.
     """
     job |= {"address": server.address, "authorization": authorization}
     job |= {"ca": str(server.ca or ""), "repository": REPOSITORY}
@@ -131,7 +131,7 @@ def _run(kind: str, job: dict[str, Any]) -> Result:
 
 
 def token(server: Server, scopes: list[str]) -> str:
-    """Log in once, as a client does that was answered 401; the Authorization for what follows."""
+    """Log in once, as after a 401, and return the Authorization for later requests."""
     try:
         _open(server, urllib.request.Request(f"{server.url}/v2/"))
     except urllib.error.HTTPError as error:

@@ -105,7 +105,7 @@ def measure(upstream: str, tls: bool, bench: Bench, peer: Peer, verify: bool) ->
         assert peer.make is not None
         added = peers.environment(peer, bench.library)
         added |= {"SSL_CERT_FILE": str(server.ca)} if server.ca else {}
-        os.sync()  # what others left to be written is not this tool's to wait for
+        os.sync()  # so that this tool does not wait for writes of others
         result = load.run_commands(peer.make(order), added)
         seconds, cpu = result.seconds, result.cpu_seconds
         if layout.exists():

@@ -35,7 +35,7 @@ class Launch:
         scratch: for configuration and state, empty at each start.
         tls: certificate and key, None for plain HTTP.
         auth: Mayfly's directory of users and grants, None for no users.
-        data, blobs: of the bare server: what it sends.
+        data, blobs: of the bare server: the content that it sends.
         bundle: Mayfly serves it in place.
     """
 
@@ -99,13 +99,13 @@ class Peer:
     """One registry or tool.
 
     Attributes:
-        about: what a reader of the table has to know.
+        about: a note for the reader of the table.
         command: the registry.
         make: the commands that make a bundle, or the layout in place of it.
         copy: the commands that copy images to another registry.
         version: the command that prints it.
         authenticates: whether it asks for a token.
-        keeps: what survives its end: ``"all"``, ``"blobs"`` or ``"nothing"``.
+        keeps: the data that survives its end: ``"all"``, ``"blobs"`` or ``"nothing"``.
         preload: a library that makes fsync free is put there.
     """
 
@@ -362,7 +362,7 @@ MISSING_BY_NATURE = {"zot": _NO_MODULE, "hauler": _NO_MODULE}
 
 
 def compile_mayfly() -> None:
-    """As pip does where it installs: what runs from a checkout may have no bytecode."""
+    """As pip does where it installs: code of a checkout may have no bytecode."""
     top = TOP / "mayfly"
     for directory in (top, *(top / link for link in ("registry", "storage", "auth"))):
         compileall.compile_dir(directory, quiet=1)

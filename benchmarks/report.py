@@ -193,7 +193,7 @@ _LIMIT_HEADER = ["row", "mayfly", "of SHA-256", "of the disk", "of loopback", "o
 
 
 def _limit_lines(run: Run) -> list[list[str]]:
-    """Mayfly's rate as a share of what the machine can do; each row by what bounds it."""
+    """Mayfly's rate as a share of the machine's; each row by the resource that bounds it."""
     lines = []
     for row in _measured(run):
         found = run.results[row.id]

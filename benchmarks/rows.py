@@ -71,7 +71,7 @@ def _push(
     verify: bool,
 ) -> Figures:
     chosen = blobs(bench.data)
-    os.sync()  # what others left to be written is not this registry's to wait for
+    os.sync()  # so that this registry does not wait for writes of others
     with bench.empty() as root:
         with bench.serve(peer, root, tls=tls) as server:
             authorization = bench.login(server, peer)

@@ -24,7 +24,7 @@ class Server:
         port: on 127.0.0.1.
         ca: the file to trust, None for plain HTTP.
         ready_seconds: from exec to its first HTTP answer.
-        ready_cpu_seconds: what it had used of the cores by then.
+        ready_cpu_seconds: CPU time that it had used by then.
     """
 
     process: subprocess.Popen[bytes]

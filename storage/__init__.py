@@ -8,7 +8,6 @@ ones only (`tests/test_architecture.py`):
     filetree/              the files of an image
     bundle/                image archives, served where they lie
     directory/             the writable store, in the format of registry:2
-    images     referrers   what manifests tell together
-    reading    interface   what every store answers
-    manifest   reference   digest   trees   files   errors
+    images referrers facts of many manifests reading interface the interface of a store manifest
+    reference digest trees files errors
 """

@@ -5,9 +5,9 @@ so that a crash at any point leaves the old file or the new one::
 
     temporary ──write──► fsync ──rename──► target ──► fsync of the directory
 
-The order follows what ext4 and XFS promise; see fsync(2), rename(2) and Pillai et al., "All File
-Systems Are Not Created Equal" (OSDI 2014). `storage.directory.publish` builds on these functions
-for a tree of files that several processes change at once.
+The order follows the guarantees of ext4 and XFS; see fsync(2), rename(2) and Pillai et al., "All
+File Systems Are Not Created Equal" (OSDI 2014). `storage.directory.publish` builds on these
+functions for a tree of files that several processes change at once.
 """
 
 from __future__ import annotations

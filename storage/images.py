@@ -128,7 +128,7 @@ def image(reader: Reader, repository: str, digest: Digest, name: str) -> Image:
         if isinstance(manifest, StorageError):
             if not isinstance(manifest, ManifestUnknown):
                 faults.append(f"manifest {found}: {manifest.message}")
-                with contextlib.suppress(StorageError):  # a bundle knows no size of what is damaged
+                with contextlib.suppress(StorageError):  # a bundle knows no size of damaged content
                     blobs[found] = reader.manifest(repository, found).size
                 read.append(found)
             elif found == digest:

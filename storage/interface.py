@@ -76,7 +76,7 @@ class OpenContent(Protocol):
         """Quick. The proof for the content as it is now; None for content that needs none.
 
         Raises:
-            ContentCorrupt: the content is not what it was when it was found.
+            ContentCorrupt: the content has changed since it was found.
         """
 
     def read(self, offset: int, count: int) -> bytes:
@@ -121,7 +121,7 @@ class FileProof(Proof, Protocol):
         """Quick. The proof for the file as it is now, open as ``descriptor``.
 
         Raises:
-            ContentCorrupt: that file is not what it was when the content was found.
+            ContentCorrupt: that file has changed since the content was found.
         """
 
 

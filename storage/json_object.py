@@ -88,7 +88,7 @@ def read_leniently(body: bytes, is_wanted: Callable[[str], bool]) -> Lenient:
 
     if _is_too_deep(text):
         text = _pruned(text)
-        faults.append(f"what is nested deeper than {MAX_DEPTH} levels")
+        faults.append(f"values nested deeper than {MAX_DEPTH} levels")
     if not _has_too_many_values(text):
         fields = _decode(text, object_of)
     else:

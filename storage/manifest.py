@@ -6,9 +6,10 @@ derived from the content, so that a store needs only the bytes: a ``mediaType`` 
 without one (OCI allows that) a list of ``manifests`` makes an index and anything else an image
 manifest, as registry:2 does.
 
-There are two ways to read. `parse` is for content on its way in and refuses what two decoders could
-understand differently. `parse_stored` is for content that is in a store or a bundle already: it
-reads everything that another registry may have accepted, and names the parts it could not read.
+There are two ways to read. `parse` is for content on its way in and refuses documents that two
+decoders could understand differently. `parse_stored` is for content that is in a store or a bundle
+already: it reads everything that another registry may have accepted, and names the parts it could
+not read.
 
 Clients are written in Go, whose decoder takes a field's name in any case and lets the last of
 several win. ``{"digest": A, "Digest": B}`` is A to a decoder that compares names exactly and B to
@@ -69,7 +70,7 @@ _DIGEST = re.compile(rb"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """A reference to content (image-spec descriptor.md), with what the registry uses of it.
+    """A reference to content (image-spec descriptor.md), with the fields that the registry uses.
 
     Other fields, such as platform and annotations, are in the bytes of the manifest.
 

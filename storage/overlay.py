@@ -1,9 +1,9 @@
 """A writable store over read-only ones: the union mount of the container world, for a registry.
 
     pushes, links, whiteouts ──► upper: the registry:2 directory
-    reads ◄── upper; for content it lacks, the lower stores without what whiteouts hide
+    reads ◄── upper; for content it lacks, the lower stores without content that whiteouts hide
 
-The upper store makes every change. It looks up what a push refers to in the overlay, so a manifest
+The upper store makes every change. It looks up references of a push in the overlay, so a manifest
 may name, and a mount may take, content that only a lower store has. Nothing is copied up: a mounted
 blob is a link in the upper store whose bytes stay below. Without that lower store such a link leads
 nowhere and its blob is unknown. Lower stores are never written to, nor are their files' times.
@@ -29,7 +29,7 @@ class OverlayStore:
 
     Args:
         upper: takes the changes; closed with this.
-        lower: what lies beneath; closed by its owner, after this.
+        lower: the store beneath; closed by its owner, after this.
     """
 
     def __init__(self, upper: DistributionStore, lower: LowerStore) -> None:

@@ -1,4 +1,4 @@
-"""Reading content through any `storage.interface.Reader`: manifests, what is below them, pages."""
+"""Reading content through any `storage.interface.Reader`: manifests, their trees, pages."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def is_tag(text: str) -> bool:
 
 
 def is_attached_tag(tag: str) -> bool:
-    """Whether a tag is one by which what refers to a manifest is found: ``sha256-HEX[.sig]``."""
+    """Whether a tag is one by which a manifest's referrers are found: ``sha256-HEX[.sig]``."""
     return _ATTACHED_TAG.fullmatch(tag) is not None
 
 

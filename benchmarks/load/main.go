@@ -24,7 +24,7 @@ type Blob struct {
 	Size   int64  `json:"size"`
 }
 
-// A Job says what to do; which fields count depends on Kind.
+// A Job describes the work; which fields count depends on Kind.
 type Job struct {
 	Kind          string  `json:"kind"` // push-patch, push-put, pull, requests, handshakes or commands
 	Address       string  `json:"address"`
@@ -46,7 +46,7 @@ type Job struct {
 	Environment []string   `json:"environment"` // commands: NAME=VALUE besides that of this program
 }
 
-// A Result is what the clients saw.
+// A Result has the measurements of the clients.
 type Result struct {
 	Seconds float64 `json:"seconds"`
 	Bytes   int64   `json:"bytes"`
@@ -106,7 +106,7 @@ func cpuSeconds() float64 {
 	return float64(usage.Utime.Nano()+usage.Stime.Nano()) / 1e9
 }
 
-// A crowd runs workers at once and gathers what they saw.
+// A crowd runs workers at once and gathers their results.
 type crowd struct {
 	group     sync.WaitGroup
 	lock      sync.Mutex

@@ -18,7 +18,7 @@ type line struct {
 }
 
 // requests repeats one small request on each connection until the time is over. A loop over epoll
-// in one thread: goroutines would cost about what a fast server does.
+// in one thread: goroutines would cost about as much as a fast server.
 func requests(job Job) (Result, error) {
 	runtime.LockOSThread()
 	text := []byte(job.Method + " " + job.Path + " HTTP/1.1\r\n" + headers(job) + "\r\n")
@@ -100,7 +100,7 @@ func (l *line) ask(text []byte) error {
 	return err
 }
 
-// read takes what has arrived; whether the answer is complete.
+// read takes the bytes that have arrived; whether the answer is complete.
 func (l *line) read(method string) (bool, error) {
 	held := len(l.answer)
 	if held == cap(l.answer) {

@@ -5,7 +5,7 @@ only they need, cannot be loaded by an offset: each is copied into a file in mem
 imported. Nothing is written to a disk.
 
 The file is a Python interpreter for its own modules, too: ``FILE -I -S FILE/path/of/module.py``
-runs one of them, so `sys.executable` means what it means elsewhere.
+runs one of them, so `sys.executable` works as elsewhere.
 """
 
 import marshal
@@ -114,7 +114,7 @@ class OneFile:
         return self._load(self._extensions[name], load)
 
     def _load(self, place: Place, load) -> object:
-        """Load a part of the file by a copy of it in memory; what is loaded stays mapped."""
+        """Load a part of the file by a copy of it in memory; the loaded part stays mapped."""
         offset, end = place[0], sum(place)
         try:
             memory = os.memfd_create("mayfly", os.MFD_CLOEXEC | _MFD_EXEC)
@@ -158,7 +158,7 @@ def _start() -> OneFile:
     inherited = [int(number) for number in numbers.split(",")]
     os.set_inheritable(inherited[0], False)
     for number in inherited[1:]:
-        os.close(number)  # ld.so has loaded what is in them
+        os.close(number)  # ld.so has loaded their contents
     for name in ("PYTHONHOME", "PYTHONPATH"):
         del os.environ[name]
     for name in [name for name in os.environ if name.startswith(_ASIDE)]:

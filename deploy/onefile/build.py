@@ -6,7 +6,7 @@
 It contains the interpreter that runs this, its standard library, the glibc and the libraries that
 it uses here, Mayfly, and the wheels of its dependencies (pip's own variables hold, such as
 PIP_FIND_LINKS for a directory of wheels). It takes a C compiler with a static libc, ldd and strip.
-The same inputs give the same bytes. Beside it are written what is in it (CycloneDX) and checksums.
+The same inputs give the same bytes. Beside it are written its SBOM (CycloneDX) and checksums.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Inputs:
 
 
 def main(directory: Path) -> None:
-    """Write the one file, what is in it, and the checksums."""
+    """Write the one file, its SBOM, and the checksums."""
     version = re.search(r'^VERSION = "(.+)"$', (TOP / "registry/version.py").read_text(), re.M)[1]
     name = f"mayfly-{version}-linux-{platform.machine()}"
     directory.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def main(directory: Path) -> None:
         inputs = Inputs(Path(scratch, "site"))
         _say("building the one file")
         one_file = make(inputs, Path(scratch))
-        _say("listing what is in it")
+        _say("listing its contents")
         listed = json.dumps(contents(inputs, version), indent=1).encode() + b"\n"
         written = {name: one_file, f"{name}.cdx.json": listed}
     for file, data in written.items():

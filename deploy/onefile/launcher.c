@@ -41,7 +41,7 @@ struct part {
 static struct {
     char magic[24];
     uint64_t end; /* of all parts */
-    struct part document, bundle; /* what `mayfly pack` put behind them */
+    struct part document, bundle; /* appended by `mayfly pack` */
     uint64_t count;
     struct part parts[MOST_PARTS];
 } table;
@@ -133,8 +133,8 @@ static void put_aside(void) {
             *entry = text("_MAYFLY_%s", *entry);
 }
 
-/* Opens standard input, output and error where they are closed: what is opened next would get their
-   numbers, and be closed or written to in their place. */
+/* Opens standard input, output and error where they are closed: the next files opened
+   would get their numbers, and be closed or written to in their place. */
 static void open_standard(void) {
     int opened;
     do

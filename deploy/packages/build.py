@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Build the packages around the one file, from what `make dist` left in a directory.
+"""Build the packages around the one file, from the files that `make dist` left in a directory.
 
     python deploy/packages/build.py [DIRECTORY]      default: dist
 
@@ -10,8 +10,8 @@
     mayfly-VERSION-wheels-linux-ARCH.tar  for pip without an index (pip's own variables hold)
     SHA256SUMS                            of all files of this version
 
-What is in the one file is in ….cdx.json beside it, and in the packages; the wheelhouse has one of
-its own. The same inputs give the same bytes; SOURCE_DATE_EPOCH sets the time of files.
+The contents of the one file are listed in ….cdx.json beside it, and in the packages; the wheelhouse
+has one of its own. The same inputs give the same bytes; SOURCE_DATE_EPOCH sets the time of files.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ RPM_OWNS = re.compile("usr/share/(doc/mayfly|(bash-completion|fish|zsh)(/.*)?)")
 """Directories that the rpm owns; others belong to the system."""
 
 RPM_MACROS = {
-    "__os_install_post": "%{nil}",  # it would strip the one file of what lies behind its launcher
+    "__os_install_post": "%{nil}",  # it would strip the one file of the parts behind its launcher
     "debug_package": "%{nil}",
     "_build_id_links": "none",
     "_buildhost": "localhost",

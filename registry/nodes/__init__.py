@@ -5,5 +5,5 @@
 for an operator to paste.
 
 `script` renders all of that, pulls and proofs as a shell script; `prefetch` runs it over `ssh` on
-many nodes, reads what they print (`node_output`), and concludes what is wrong (`causes`).
+many nodes, reads their output (`node_output`), and concludes the causes of failures (`causes`).
 """

@@ -36,7 +36,7 @@ class Session(Protocol):
         Args:
             node: its name.
             script: holds the node's credential.
-            output: takes what it prints.
+            output: takes its output.
             seconds: it may take.
 
         Raises:
@@ -48,7 +48,7 @@ class Carrier(Protocol):
     """A way to nodes."""
 
     def check(self, nodes: Iterable[str]) -> None:
-        """See that what it takes is installed, and that nodes can be reached by these names.
+        """Check that its programs are installed, and that nodes can be reached by these names.
 
         Raises:
             ConfigError: it is not, or they cannot.
@@ -58,7 +58,7 @@ class Carrier(Protocol):
         """Prepare to run scripts; whatever that makes is removed at the end.
 
         Args:
-            note: called with a text for people about what could not be removed.
+            note: called with a text for people about objects that could not be removed.
 
         Raises:
             LifetimeError: the cluster refuses, or does not answer.

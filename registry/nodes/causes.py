@@ -1,4 +1,4 @@
-"""Why a node does not have an image, and what to do about it.
+"""The causes for which a node lacks an image, and their remedies.
 
 A cause is concluded from the exit code of ssh, from the states of pods, and from texts that ssh,
 kubelet, the node script and the programs on the node print. No program gives these as data; where a
@@ -12,7 +12,7 @@ from enum import StrEnum
 
 
 class Cause(StrEnum):
-    """Why a node lacks an image, or what is not in order there."""
+    """Why a node lacks an image, or another problem there."""
 
     UNRESOLVED = "unresolved"
     DOWN = "down"
@@ -220,7 +220,7 @@ TEXTS: dict[Cause, tuple[str, str]] = {
         "pods and secrets, and read nodes, events and logs",
     ),
 }
-"""Cause → what it means, after "NODE: ", and what to do."""
+"""Cause → its meaning, after "NODE: ", and the remedy."""
 
 RETRIED = frozenset(
     {

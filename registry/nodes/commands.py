@@ -35,7 +35,7 @@ def node_commands(target: Target, runtimes: Iterable[Runtime] = RUNTIMES) -> str
     """A text for the terminal: where the registry is, and for each runtime the shell commands.
 
     They run in any POSIX shell as root, hold the CA in full, and may be run again. A file that
-    would have to be merged with what the node has is only described. Ends in a newline.
+    would have to be merged with the node's is only described. Ends in a newline.
     """
     runtimes = tuple(runtimes)
     lines = [f"# Registry: {target.url}"]
@@ -86,14 +86,14 @@ def _setup(runtime: Runtime, target: Target) -> Iterator[str]:
 
 def _way_back(runtime: Runtime, plan: Plan, login: str | None = None) -> Iterator[str]:
     """Comments that say how to take the commands of a plan back."""
-    yield "# To take this back, on the node, as root: what mayfly node script --revert prints, or"
+    yield "# To revert this, on the node, as root: the script of mayfly node script --revert, or"
     yield f"# mayfly node-config revert --runtime {runtime}, or these commands:"
     if login is not None:
         yield f"#   {runtime} logout {login}"
     journal = f"{JOURNALS}/{runtime}"
     # A file that refers to a CA is removed before the CA. Where the copy of before is gone, the
     # file is the restored one or, as its digest tells, still Mayfly's: only that one is removed,
-    # so all of this may be done again. The originals of what is in journal.json are beside that,
+    # so all of this may be done again. The originals of the files in journal.json are beside that,
     # and revert needs the list to know such a file for Mayfly's.
     yield f"""\
 #   list={journal}/{PASTED}
@@ -117,7 +117,7 @@ def _way_back(runtime: Runtime, plan: Plan, login: str | None = None) -> Iterato
 #   else rm -f "$list"; rmdir {journal} {JOURNALS}; fi"""
     for file in plan.files:
         if file.merged:
-            yield f"#   and remove from {file.path} what was added"
+            yield f"#   and remove the added entries from {file.path}"
 
 
 def plan_commands(runtime: Runtime, plan: Plan) -> Iterator[str]:
@@ -137,7 +137,7 @@ def plan_commands(runtime: Runtime, plan: Plan) -> Iterator[str]:
 
 def _function(runtime: Runtime) -> str:
     """The shell function that writes a file."""
-    # The notes of a file and of the copy of what was there come before both, as in the journal. A
+    # The notes of a file and of the copy of its original come before both, as in the journal. A
     # copy that is noted without its file is of a run that was killed, and may be old.
     return f"""\
 mayfly_put() ( # MODE SHA256 FILE: write standard input to FILE, and note that for revert
@@ -156,7 +156,7 @@ mayfly_put() ( # MODE SHA256 FILE: write standard input to FILE, and note that f
         case $noted in
             *"${{sum%% *}}"*) ;;
             *)
-                echo "$3: somebody has changed it since: save what you want of it, remove" \\
+                echo "$3: somebody has changed it since: save the edits that you need, remove" \\
                     "it, and paste again; nothing was written there" >&2
                 exit 1 ;;
         esac
@@ -189,6 +189,6 @@ def _written(file: PlannedFile) -> Iterator[str]:
 
 
 def _described(file: PlannedFile) -> Iterator[str]:
-    yield f"# Add to {file.path}, and keep what else it has:"
+    yield f"# Add to {file.path}, and keep its other entries:"
     for line in file.content.decode().splitlines():
         yield f"#   {line}"

@@ -11,9 +11,9 @@ core/remotes/docker/config/hosts.go sets, and that the files here obey:
   first that exists.
 - The host in the table is asked first, ``server`` last. To a host that is not the one in the
   image's name it sends ``ns=``.
-- What stands above the first table (``ca``, ``[header]``) is for ``server``. The registry's own
-  file says it there once more: an image that the host in the table does not have is looked for at
-  ``server``, and the operator is shown the last error, which would be about the certificate.
+- Keys above the first table (``ca``, ``[header]``) are for ``server``. The registry's own file
+  repeats them there: an image that the host in the table does not have is looked for at ``server``,
+  and the operator is shown the last error, which would be about the certificate.
 - A ``header`` goes with every request to that host. With an ``Authorization`` that the registry
   accepts, containerd never gets to ask for the credentials of an imagePullSecret.
 """
@@ -137,7 +137,7 @@ def _host_directory(certs_dir: str, host: str, node: NodeView) -> str:
 
 
 def _configured_certs_dir(node: NodeView) -> tuple[str | None, tuple[Note, ...]]:
-    """Where kubelet's pulls look according to config.toml, and what is to be said about it."""
+    """Return where kubelet's pulls look according to config.toml, and notes about it."""
     advice = (
         f'set config_path = "{CERTS_DIR}" in the registry table of containerd\'s CRI plugin and '
         "restart containerd, once"

@@ -97,7 +97,7 @@ def read_file(path: Path) -> Credential | None:
     except (ValueError, KeyError, TypeError, RecursionError):
         valid = False
     if not valid:
-        raise ConfigError(f"{path}: expected what mayfly credentials --format json prints")
+        raise ConfigError(f"{path}: expected the output of mayfly credentials --format json")
     return read
 
 

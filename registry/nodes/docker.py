@@ -28,7 +28,7 @@ RELOAD = 'systemctl reload docker  # or: kill -HUP "$(pidof dockerd)"'
 AFTER_REVERT = (
     Note(
         NoteCode.RESTART,
-        f"dockerd forgets what is no longer in {DAEMON_JSON} only when it is restarted; until then "
+        f"dockerd keeps settings removed from {DAEMON_JSON} until it is restarted; until then "
         "it asks this registry first, and falls back to docker.io when it is gone",
         DAEMON_JSON,
     ),

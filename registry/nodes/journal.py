@@ -1,9 +1,9 @@
 """Put a plan in place so that it can be taken back exactly, whenever and however often.
 
 The journal is a directory per runtime, ``/var/lib/mayfly-node-config/RUNTIME``: it survives a
-reboot, and is apart from any store of images. ``journal.json`` names each file with what was there
-before Mayfly's first change and the digests of all that Mayfly meant to write there since; the
-contents that were there lie beside it. States and steps:
+reboot, and is apart from any store of images. ``journal.json`` names each file with its original
+from before Mayfly's first change and the digests of all contents that Mayfly meant to write there
+since; the original contents lie beside it. States and steps:
 
     no journal.json    Nothing is applied. Anything else in the directory is litter.
     apply              Save contents, publish journal.json, and only then make directories and
@@ -24,9 +24,9 @@ Every step changes one name on disk, durably (`storage.files`), and every step c
 twice. So a crash between any two of them leaves one of the states above, and the first original
 is never overwritten by a later apply.
 
-A file is *edited* when what is there is neither the original nor anything Mayfly wrote. Both
-commands refuse then, before they change anything, unless told to lose the edit. A file that was
-removed meanwhile is not edited: there is nothing to lose.
+A file is *edited* when its content is neither the original nor one that Mayfly wrote. Both commands
+refuse then, before they change anything, unless told to lose the edit. A file that was removed
+meanwhile is not edited: there is nothing to lose.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Entry:
-    """One file: what it was before, and the SHA-256 of every content meant for it since."""
+    """One file: its original, and the SHA-256 of every content meant for it since."""
 
     original: Saved
     written: tuple[str, ...]
@@ -283,7 +283,7 @@ class NodeConfig:
                     if found.kind != "file" or f"F {found.content} {path}" not in lines:
                         continue  # restored already by a way back that was interrupted
                     self._warn(
-                        f"{path}{BEFORE}: this copy of what was there before Mayfly is gone, so "
+                        f"{path}{BEFORE}: this copy of the file from before Mayfly is gone, so "
                         f"revert removes {path} and cannot restore it"
                     )
                 written = tuple(dict.fromkeys((*entry.written, digest)))
@@ -315,7 +315,7 @@ class NodeConfig:
                 break
 
     def _discard(self) -> None:
-        """Remove the journal: its name first, for that is what says "applied". `logins` stay."""
+        """Remove the journal: its name first, for that alone says "applied". `logins` stay."""
         self._file.unlink(missing_ok=True)
         sync(self._directory)
         kept = [LOGINS] if self.logins() else []
@@ -334,7 +334,7 @@ class NodeConfig:
     def _extended(
         self, before: Journal, files: Iterable[PlannedFile], made: Iterable[str]
     ) -> Journal:
-        """The journal once it also covers ``files``; what they replace is in the vault by then."""
+        """The journal once it also covers ``files``; replaced files are in the vault by then."""
         entries = dict(before.entries)
         directories = dict.fromkeys((*before.directories, *made))
         for file in files:
@@ -357,9 +357,9 @@ class NodeConfig:
             root = self._node_root.root
             where = "" if root == Path("/") else f" --root-dir {root}"
             raise TrustError(
-                f"{', '.join(edited)}: changed by somebody since Mayfly wrote it; save what you "
-                f"want of it, then run: mayfly node-config {verb} --runtime {self._runtime}{where} "
-                f"--force (what was there before is kept in {self._directory})"
+                f"{', '.join(edited)}: changed by somebody since Mayfly wrote it; save the edits "
+                f"that you need, then run: mayfly node-config {verb} --runtime {self._runtime}"
+                f"{where} --force (the original is kept in {self._directory})"
             )
 
     def _edited(self, path: str, entry: Entry) -> bool:
@@ -390,7 +390,7 @@ class NodeConfig:
         return Action("wrote", file.path, _SAVED[original.kind])
 
     def _drop_all_but(self, planned: set[str], journal: Journal) -> list[Action]:
-        """Take back what an earlier plan had and this one has not."""
+        """Revert the files that an earlier plan had and this one lacks."""
         needed = {path: entry for path, entry in journal.entries.items() if path in planned}
         if len(needed) == len(journal.entries):
             return []
@@ -430,7 +430,7 @@ class NodeConfig:
 
 
 class _Before:
-    """The node as it was before Mayfly: originals in place of what was applied."""
+    """The node as it was before Mayfly: originals in place of the applied files."""
 
     def __init__(self, node_root: NodeRoot, journal: Journal, vault: Vault) -> None:
         self._node_root = node_root

@@ -1,4 +1,4 @@
-"""Read what the node script prints with ``--json --progress``: input from another machine.
+"""Read the output of the node script with ``--json --progress``: input from another machine.
 
 Standard output has a line for each image that was pulled, ``{"image": …, "state": …}``, and at the
 end one document. Standard error has messages: ``mayfly: …`` of the script itself. A login shell may
@@ -97,7 +97,7 @@ class NodeOutput:
 
     @property
     def total(self) -> int:
-        """Bytes that a valid output takes at most, with what a login shell prints before."""
+        """Bytes that a valid output takes at most, with a login shell's output before."""
         return _NOISE + _LINES_PER_IMAGE * _PER_IMAGE * len(self._images)
 
     def stdout(self, line: bytes) -> None:

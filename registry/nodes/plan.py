@@ -23,8 +23,8 @@ class PlannedFile:
 
     ``mode`` is for a file that is new; one that exists keeps its own. ``private`` says that the
     content is a secret: then the file loses whatever its mode gives beyond ``mode``. ``merged``
-    says that the content is what the node had with some keys added, so it cannot be written
-    without looking.
+    says that the content is the node's file with some keys added, so it cannot be written without
+    looking.
     """
 
     path: str
@@ -41,7 +41,7 @@ class NoteCode(StrEnum):
     """A program reads the file at start and when it is told to."""
 
     RESTART = "restart"
-    """A program forgets what was in the file only when it is restarted."""
+    """A program keeps the settings of the file until it is restarted."""
 
     IMAGE_STORE = "image_store"
     """The runtime mirrors these upstreams only with another image store."""
@@ -62,7 +62,7 @@ class NoteCode(StrEnum):
     """Some images cannot be pinned."""
 
     TAKE_BACK = "take_back"
-    """How to undo what is applied by other tools."""
+    """How to undo changes that other tools apply."""
 
 
 @dataclass(frozen=True)

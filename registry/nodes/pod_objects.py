@@ -1,4 +1,4 @@
-"""The objects by which a cluster runs the script of a node, and what it tells of them.
+"""The objects by which a cluster runs the script of a node, and their states.
 
 For each node there is a pod, bound to it by name, and a Secret with its script, which holds the
 node's credential: a kubelet may only read the Secrets of its own pods. Pods bound by name need no
@@ -14,7 +14,7 @@ node's root, where the script runs as it does over ssh::
     /host                  ◄── /
     /mayfly/script         ◄── the Secret, in memory
 
-What the API server answers is read with care: types are checked, unknown values ignored.
+Answers of the API server are read with care: types are checked, unknown values ignored.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
                        └── too long, or never: the last warning about it says why
 
 Everything lies in one namespace, which is removed at the end however that comes, so that one
-command removes what could not be. One poll asks for all pods at work and their nodes.
+command removes objects that are left. One poll asks for all pods at work and their nodes.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Pods(NamedTuple):
         """Make the namespace, and remove it with all that is in it.
 
         Args:
-            note: called with a text for people about what could not be removed.
+            note: called with a text for people about objects that could not be removed.
 
         Raises:
             LifetimeError: the cluster refuses it, or does not answer.
@@ -244,12 +244,12 @@ class PodSession:
             self._note(
                 f"of other prefetches, under way or killed: {join_names(others, _NODES_SHOWN)}. "
                 "The scripts of one that was killed may still run. Only if no other mayfly "
-                "prefetch or mayfly wait runs, remove what is left with: "
+                "prefetch or mayfly wait runs, remove the rest with: "
                 f"{shlex.join(self._kubectl.words('delete', 'namespace', *others))}"
             )
 
     async def close(self) -> None:
-        """Remove the namespace and what is in it; a note says what could not be."""
+        """Remove the namespace and its objects; a note names objects that are left."""
         if self._polling is not None:
             self._polling.cancel()
             await asyncio.gather(self._polling, return_exceptions=True)
@@ -416,7 +416,7 @@ class PodSession:
                 watch.started.set()
 
     async def _remove(self, name: str, *, is_there: bool) -> None:
-        """Remove a pod and its Secret; what is left is removed at the end.
+        """Remove a pod and its Secret; the rest is removed at the end.
 
         Args:
             name: of both.

@@ -5,8 +5,8 @@
                  ▼  └── pause ── a cause of `causes.RETRIED`, and tries are left
                failed
 
-A pause holds no place: other nodes run meanwhile. Memory grows with the nodes that run and with
-what is missing, not with what nodes print.
+A pause holds no place: other nodes run meanwhile. Memory grows with the nodes that run and with the
+missing images, not with the nodes' output.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class NodeResult:
 
     Attributes:
         failures: why images are missing; empty if it has all and proved it.
-        warnings: what else is not in order.
+        warnings: other problems.
         attempts: tries that were made.
         seconds: from the first try to the end of the last.
         pinned: how many images are; None if its runtime cannot pin.
@@ -102,7 +102,7 @@ class NodeResult:
 
 
 class Observer(Protocol):
-    """Is told what happens. Texts that come from nodes are not escaped."""
+    """Receives events. Texts that come from nodes are not escaped."""
 
     def started(self, node: str, attempt: int) -> None:
         """A try at a node begins."""
@@ -117,7 +117,7 @@ class Observer(Protocol):
         """A node ended."""
 
     def note(self, text: str) -> None:
-        """Something could not be removed; the text says what, and how to remove it."""
+        """Something could not be removed; the text names it, and how to remove it."""
 
 
 @dataclass(frozen=True)

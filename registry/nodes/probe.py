@@ -218,7 +218,7 @@ def judge(
     """Return the failures that a prefetch would meet on a node.
 
     Args:
-        found: what it showed.
+        found: its answer.
         images: that it is to have.
         now: Unix seconds.
         need: see `look_at_nodes`.

@@ -93,7 +93,7 @@ async def run_program(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=dict(os.environ) | _ENVIRONMENT,
-        # A group of its own, with what the program starts. Ctrl-C reaches it through us.
+        # A group of its own, with the program's children. Ctrl-C reaches it through us.
         start_new_session=True,
     )
     assert process.stdin is not None
@@ -202,7 +202,7 @@ async def _receive(
 
 
 async def _discard(stream: asyncio.StreamReader) -> None:
-    """Read what is left in the pipe of a program that ended."""
+    """Read the rest of the pipe of a program that ended."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DISCARD_SECONDS):
             while await stream.read(_READ):
@@ -210,7 +210,7 @@ async def _discard(stream: asyncio.StreamReader) -> None:
 
 
 async def _lines(stream: asyncio.StreamReader, most: int, total: int) -> AsyncIterator[bytes]:
-    """Yield each line, cut to a number of bytes: what a node sends is never in memory as a whole.
+    """Yield each line, cut to a number of bytes: a node's output is never in memory as a whole.
 
     Raises:
         _TooMuchOutput: all lines have more than ``total`` bytes.

@@ -17,10 +17,10 @@ from mayfly.registry.nodes.target import Target
 from mayfly.registry.pki.errors import TrustError
 
 MAX_OUTPUT = 4 * MAX_BODY
-"""Bytes of what a script prints."""
+"""Bytes of a script's output."""
 
 MAX_AGE_SECONDS = 24 * 3600
-"""Age of an output, by the node's clock: what a node had before says little about what it has."""
+"""Age of an output, by the node's clock: an older proof says little about the node's images now."""
 
 _SECONDS = 60.0
 _MAX_ANSWER = 64 * 1024
@@ -62,7 +62,7 @@ def printed_images(output: bytes, node: str, now: float) -> list[Any]:
             )
         images: list[Any] = document["images"]
         return images
-    raise TrustError("no proof is in it: expected what a node's script prints for verify")
+    raise TrustError("no proof is in it: expected the output of a node's script for verify")
 
 
 def send_proof(target: Target, node: str, images: list[Any]) -> None:

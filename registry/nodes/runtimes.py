@@ -1,4 +1,4 @@
-"""The container runtimes that are known, and what differs between them, as tables."""
+"""The container runtimes that are known, and their differences, as tables."""
 
 from __future__ import annotations
 

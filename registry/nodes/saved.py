@@ -23,7 +23,7 @@ class Saved:
     """One entry as it was.
 
     Attributes:
-        kind: what it was.
+        kind: file, symlink, or absent.
         content: the SHA-256 of a file's bytes, under which a `Vault` has them; a symlink's target.
         attributes: of a file; of a symlink the owner alone.
     """
@@ -129,7 +129,7 @@ def look(path: Path) -> Saved:
 
 
 def put_back(path: Path, original: Saved, vault: Vault) -> bool:
-    """Make ``path`` what it was; whether there was anything to do.
+    """Restore ``path``; return whether there was anything to do.
 
     Raises:
         TrustError: the saved bytes are gone.

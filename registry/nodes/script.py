@@ -127,9 +127,9 @@ def node_script(
 
 
 def revert_script(runtime: Runtime | None = None) -> str:
-    """Return a script that puts back what was there before the registry, and does nothing else.
+    """Return a script that restores the files from before the registry, and does nothing else.
 
-    It takes no registry: what there is to put back is in the journal on the node.
+    It takes no registry: the files to restore are in the journal on the node.
     """
     nowhere = Target("localhost", tls=False)
     return node_script(nowhere, "", (), runtime=runtime, only="revert")

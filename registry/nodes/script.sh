@@ -3,10 +3,10 @@
 # Mayfly, on one node: trust the registry, pull and pin the images of an upgrade, prove that they
 # are there, and take all of it back. For dash, bash and busybox ash; needs no Mayfly on the node.
 #
-#   apply    trust and mirror files; what they replace is saved
+# apply trust and mirror files; replaced files are saved
 #   pull     pull and pin every image
 #   verify   look for every image, and tell the registry
-#   unpin    [--keep FILE] [--prune]: unpin what this script pinned, but for the names in FILE
+# unpin [--keep FILE] [--prune]: unpin this script's pins, but for the names in FILE
 #            (full ones, with tag or digest, as this script prints them)
 #   revert   unpin, and put every file back
 #   status   print all that, and change nothing
@@ -16,8 +16,8 @@
 # standard input ends: a connection may break, and the command that needs this may be killed).
 #
 # It may be run again at any time, also after it was killed: each step replaces one name on disk,
-# and the journal (the one of "mayfly node-config") is written before what it is about. Secrets are
-# in files of mode 0600 below $base and in this script, never in the arguments of a program.
+# and the journal (the one of "mayfly node-config") is written before the change. Secrets are in
+# files of mode 0600 below $base and in this script, never in the arguments of a program.
 
 set -u
 umask 077
@@ -71,7 +71,7 @@ shorten() {
         { print }'
 }
 
-# What bounds the time of a command here; empty without such a program.
+# The command that bounds the time of another; empty without such a program.
 bound=
 if timeout -k 1 1 true 2>/dev/null; then
     bound='timeout -k 10'
@@ -171,7 +171,7 @@ journal_text() {
     '
 }
 
-# Set kind, content, mode, uid, gid, mtime and xattrs to those of what is at a path now.
+# Set kind, content, mode, uid, gid, mtime and xattrs to those of the file at a path now.
 look() {
     kind=absent content=- mode=0000 uid=- gid=- mtime=- xattrs=-
     if [ -L "$1" ]; then
@@ -219,7 +219,7 @@ read_entry() {
     path=$2 kind=$3 content=$4 mode=$5 uid=$6 gid=$7 mtime=$8 xattrs=$9
 }
 
-# Give a new file its place, by one rename; if that fails, end, and what was there is as it was.
+# Give a new file its place, by one rename; if that fails, end; the old file is unchanged then.
 put_file() { # content-file path mode [uid gid] [mtime] [xattrs]
     directory=${2%/*}
     temporary=$directory/.${2##*/}.mayfly
@@ -365,7 +365,7 @@ take_over() {
                     absent*"${newline}B $path.before-mayfly$newline"*)
                         # Else restored already by a way back that was interrupted.
                         is_pasted "$tree$path" || continue
-                        warn "$path.before-mayfly: this copy of what was there before Mayfly is \
+                        warn "$path.before-mayfly: this copy of the file from before Mayfly is \
 gone, so revert removes $path and cannot restore it"
                         ;;
                 esac
@@ -388,9 +388,9 @@ is_pasted() { # file
     case "$newline$pasted$newline" in *"${newline}F $found $path$newline"*) ;; *) return 1 ;; esac
 }
 
-# Add $digest to what was written at $path, in a file of lines.
+# Add $digest to those written at $path, in a file of lines.
 add_digest() { # lines
-    # An entry keeps its place: what refers to a CA is put back before the CA.
+    # An entry keeps its place: files that refer to a CA are restored before the CA.
     lines=$(awk -F '\t' -v path="$path" -v digest="$digest" \
         '{ print $0 ($1 == "E" && $2 == path ? digest " " : "") }' "$1") || failed "$1"
     set_text "$1" "$lines$newline"
@@ -405,7 +405,7 @@ store_journal() { # lines
     { flush "$base" && flush "${base%/*}"; } || failed "$journal"
 }
 
-# Refuse, before anything is changed, if somebody edited what Mayfly wrote.
+# Refuse, before anything is changed, if somebody edited a file of Mayfly.
 refuse_edits() { # lines
     [ "$force" = no ] || return 0
     edited=
@@ -422,9 +422,9 @@ refuse_edits() { # lines
             *) edited="$edited $path" ;;
         esac
     done <"$1"
-    [ -z "$edited" ] || die 2 "${edited# }: changed by somebody since Mayfly wrote it; save what \
-you want of it, then lose the rest by this script's words $verb --force: ssh NODE sh -s -- $verb \
---force <SCRIPT (what was there before is kept in $journal)"
+    [ -z "$edited" ] || die 2 "${edited# }: changed by somebody since Mayfly wrote it; save the \
+edits that you need, then discard the others by this script's words $verb --force: ssh NODE sh -s \
+-- $verb --force <SCRIPT (the original is kept in $journal)"
 }
 
 do_apply() {
@@ -489,7 +489,7 @@ write_planned() {
     fi
     read_entry "$(entry_of "$path" "$work/new")"
     if [ "$kind" = file ]; then
-        # A file that there was keeps its owner and mode, but for what a secret must not have.
+        # A file that there was keeps its owner and mode, but for rights that no secret has.
         if [ "$filemode" = 600 ]; then mode=600 xattrs=-; fi
         put_file "$work/plan/$number" "$tree$path" "$mode" "$uid" "$gid" - "$xattrs"
     else
@@ -499,7 +499,7 @@ write_planned() {
     say "wrote $path"
 }
 
-# Take back what an earlier plan had and this one has not.
+# Revert the files that an earlier plan had and this one lacks.
 drop_unplanned() {
     paths=$(cut -f 3 "$work/planned") || failed "$work/planned"
     set_text "$work/kept" ''
@@ -644,7 +644,7 @@ find_runtime() {
         missing="neither docker, containerd nor podman answers on this node"
         if has crio; then
             missing="this node has CRI-O without podman, by which this script pulls: install podman, \
-or use what mayfly node-config show --for crio prints"
+or use the output of mayfly node-config show --for crio"
         fi
     else
         candidates=$runtime
@@ -785,7 +785,7 @@ pull_docker() {
     return 1
 }
 
-# Podman that is ended leaves what it has of a blob in its temporary directory.
+# Podman that is ended leaves incomplete blobs in its temporary directory.
 pull_podman() {
     TMPDIR=$work bounded 1800 podman pull -q --authfile "$work/docker/config.json" "$1"
 }
@@ -978,7 +978,7 @@ stop() { # code
     # shellcheck disable=SC2086
     if [ -n "$workers" ]; then
         running=
-        # What is stopped starts nothing more.
+        # A stopped process starts nothing more.
         for _ in 1 2 3 4 5; do
             kill -STOP $workers $running
             before=$running
@@ -1027,7 +1027,7 @@ pull_image() {
 
 # Pull one image and say so at once; the programs that pull do not get this stream.
 pull_and_tell() {
-    # Not in a subshell: a signal would end that, and nobody would know what it started.
+    # Not in a subshell: a signal would end that, and its children would be unknown.
     pull_image "$@" 3>&-
     printf '%s\n' "$told"
     if [ "$json$progress" = yesyes ]; then
@@ -1266,7 +1266,7 @@ prune() {
 do_unpin() {
     unpin_recorded
     if [ "$runtime" = podman ] && has crio; then
-        say "what CRI-O pins stays pinned until revert"
+        say "images pinned by CRI-O stay pinned until revert"
     fi
     [ "$prune" = no ] || prune
 }
@@ -1282,7 +1282,7 @@ do_revert() {
     restored=
 }
 
-# Remove what a run needs only while it runs, and the directories that hold nothing any more.
+# Remove the files that only a run needs, and the directories that hold nothing any more.
 clean() {
     [ -z "$watcher" ] || { kill "$watcher"; wait "$watcher"; } 2>/dev/null
     rm -rf "$work" || failed "$work"

@@ -7,11 +7,11 @@ often where that takes long:
                               │
        stream at version n ◄──┴── all that changed after n, as one event with the new version
 
-So nothing is queued: a slow stream gets what changed since its last event, in one. A browser that
+So nothing is queued: a slow stream gets all changes since its last event in one. A browser that
 reconnects with ``Last-Event-ID`` continues in the same way; an unknown or expired id gets the whole
 state. Events of the same two versions are made once, in turns with other tasks.
 
-Past `MAX_STREAMS` a stream gets what changed and ends, and its browser comes back a little later:
+Past `MAX_STREAMS` a stream gets the changes and ends, and its browser comes back a little later:
 more people than that see the same, some seconds late.
 
 When the server drains, each stream gets the last changes and ends. Streams that begin then get one
@@ -241,7 +241,7 @@ class Feed:
             await self._refresh()
 
     async def _refresh(self) -> None:
-        """Look, unless somebody did just now, and note what changed."""
+        """Look, unless somebody did just now, and note the changes."""
         async with self._looking:
             if self._view is None or time.monotonic() - self._looked >= _FRESH_SECONDS:
                 was_draining = self.draining
@@ -250,7 +250,7 @@ class Feed:
                     self._looked = time.monotonic()
 
     async def _take(self, view: View) -> None:
-        """Note what changed. Meanwhile the view before this one is the current one."""
+        """Note the changes. Meanwhile the view before this one is the current one."""
         before, version = self._view, self._version + 1
         known = before.nodes if before is not None else {}
         items = with_pauses(view.nodes.items())
@@ -279,7 +279,7 @@ class Feed:
         self._changed.notify()
 
     async def _event(self, at: int) -> tuple[bytes, int]:
-        """Return the event of what changed since a version, and the version that it leads to."""
+        """Return the event of the changes since a version, and the version that it leads to."""
         async with self._making:
             if at < self._whole_before:
                 at = _ALL
@@ -322,7 +322,7 @@ class _Sending:
 
     def __init__(self) -> None:
         self._held: dict[object, tuple[bytes, Callable[[], None]]] = {}
-        """Stream → event and what cuts the stream, in the order in which they began."""
+        """Stream → event and the function that cuts the stream, oldest stream first."""
         self._streams: Counter[int] = Counter()
         """Identity of an event → number of streams."""
         self.bytes = 0

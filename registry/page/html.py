@@ -22,7 +22,8 @@ from mayfly.storage.text import counted, counted_of, format_size
 _WORDS = {letter: state for state, letter in LETTERS.items()}
 
 _ORDER = "pbscuifma"
-"""Letters in the order of the bar and of the legend: what a node has first."""
+"""Letters in the order of the bar and of the legend: states of images that a node has come
+first."""
 
 _MAX_TABLE = 20_000
 """Cells of a table of nodes and images; larger ones have a row of counts for each node."""

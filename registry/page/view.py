@@ -56,7 +56,7 @@ class Run(TypedDict):
         state: ``starting``, ``serving`` or ``draining``.
         ending: why it drains; None before that.
         started: Unix second.
-        ends: what ends it besides signals, a stop and failures; any of them does.
+        ends: conditions that end it besides signals, a stop and failures; any of them does.
         accept: the weakest state in which a node counts as having an image.
         wanted: number of nodes that must have every image; None if that was not asked for.
         covered: number of nodes that have every image.

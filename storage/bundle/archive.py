@@ -15,7 +15,7 @@ FULL_NAME = "io.containerd.image.name"
 REF_NAME = "org.opencontainers.image.ref.name"
 KIND = "kind"
 ANNOTATIONS = (FULL_NAME, REF_NAME, KIND)
-"""The annotations in an ``index.json`` that name an image, or say what it is."""
+"""The annotations in an ``index.json`` that name an image, or its kind."""
 
 
 class Listed(NamedTuple):

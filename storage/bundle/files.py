@@ -75,7 +75,7 @@ class TarFile:
             self._stamp = stamp_of(os.fstat(self._descriptor))
             inner = packed.read(self._descriptor)
             if inner and tar_index.is_header(os.pread(self._descriptor, tar_index.BLOCK, 0)):
-                raise BundleInvalid("it is a tar and a one file: tools disagree on what is in it")
+                raise BundleInvalid("it is a tar and a one file: tools disagree on its content")
             self.packed_as = None if inner is None else inner.name
             self._start = 0 if inner is None else inner.bundle.offset
             self._frames = frames_of(self._descriptor, pool, self._start)

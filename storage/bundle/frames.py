@@ -35,7 +35,7 @@ class FramePool:
     """Decompresses, caches and counts frames for all readers. Safe for use from several threads.
 
     Attributes:
-        threads: that decompress what is sent.
+        threads: that decompress the content that is sent.
     """
 
     def __init__(self) -> None:

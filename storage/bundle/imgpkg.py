@@ -99,7 +99,7 @@ class Imgpkg:
         return self._keep(manifest, f"{where}, Manifest")
 
     def _add_index(self, value: object, where: str, level: int) -> Digest:
-        """Keep an index and what is below it; return its digest."""
+        """Keep an index and the manifests below it; return its digest."""
         if level == _MOST_LEVELS:
             raise BundleInvalid(f"{where} has indexes within indexes, {level} levels deep")
         index = _object(value, _NESTED, where)

@@ -1,9 +1,9 @@
-"""Which repository a request means, over all bundles that are served.
+"""Resolves the repository of a request over all bundles that are served.
 
-A bundle's repository is served under its path, without the host: that is what docker, containerd
-and podman ask a mirror for. So ``docker.io/library/x`` is ``library/x``; it is also found as ``x``
-and by its full name. If two upstreams share a path, both are served under full names, and
-containerd's ``ns`` parameter picks one; without it the path is an error, never a guess.
+A bundle's repository is served under its path, without the host: docker, containerd and podman ask
+a mirror for that path. So ``docker.io/library/x`` is ``library/x``; it is also found as ``x`` and
+by its full name. If two upstreams share a path, both are served under full names, and containerd's
+``ns`` parameter picks one; without it the path is an error, never a guess.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ class Opened:
             sets.setdefault(key, {})[position] = tar
         for tars in sets.values():
             self._directories[min(tars)] = _joined([*tars.values()], proofs)
-            for position in tars:  # one by one: what is left after an error is closed as tars
+            for position in tars:  # one by one: the rest is closed as tars after an error
                 del self._tars[position]
 
     def close(self) -> None:

@@ -145,7 +145,7 @@ def read(descriptor: int) -> Packed | None:
     """Return the bundle in an open file; None if the file is no one file, or has no bundle.
 
     Raises:
-        BundleInvalid: the file was cut short, or its table or what was packed is damaged.
+        BundleInvalid: the file was cut short, or its table or packed document is damaged.
     """
     table = read_table(descriptor)
     if table is None or not table.bundle.size:
@@ -160,10 +160,10 @@ def read(descriptor: int) -> Packed | None:
     try:
         document = json_object.read(data)
     except ManifestInvalid:
-        raise BundleInvalid("what was packed with the bundle is damaged: copy it again") from None
+        raise BundleInvalid("the packed document is damaged: copy it again") from None
     name = document.get("bundle")
     if not isinstance(name, str) or not _is_file_name(name):
-        raise BundleInvalid("what was packed has no name of a bundle: pack it again")
+        raise BundleInvalid("the packed document names no bundle: pack it again")
     return Packed(name, table.bundle, document)
 
 

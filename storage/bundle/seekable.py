@@ -50,7 +50,7 @@ _MAX_FRAME = 8 * 1024 * 1024
 """Largest frame in bytes, decompressed: all of it is in memory at once, for each byte of it."""
 
 _MAX_COMPRESSED = _MAX_FRAME + 1024 * 1024
-"""Largest frame in the file: what cannot be compressed grows by a few bytes in each block."""
+"""Largest frame in the file: incompressible data grows by a few bytes in each block."""
 
 _COPY_SIZE = 1024 * 1024
 
@@ -135,7 +135,7 @@ def frames_of(descriptor: int, pool: FramePool, start: int = 0) -> Frames | None
     Args:
         descriptor: of the file.
         pool: that all seekable files of a server share.
-        start: of what is read of the file, to its end.
+        start: of the part of the file that is read, to its end.
 
     Raises:
         BundleInvalid: see `read_frame_list`.
@@ -149,7 +149,7 @@ def read_frame_list(descriptor: int, start: int = 0) -> FrameList | None:
 
     Args:
         descriptor: of the file.
-        start: of what is read of the file, to its end.
+        start: of the part of the file that is read, to its end.
 
     Raises:
         BundleInvalid: the list is damaged or too long, the frames are too large, together they
@@ -177,7 +177,7 @@ def read_frame_list(descriptor: int, start: int = 0) -> FrameList | None:
         sizes.append(entry[1])
     if sum(compressed) != table_at - start:
         raise BundleInvalid(
-            "the frames that the zstd file lists do not fill it: tools disagree on what is in it; "
+            "the frames that the zstd file lists do not fill it: tools disagree on its content; "
             "compress it again"
         )
     if max(sizes, default=0) > _MAX_FRAME or max(compressed, default=0) > _MAX_COMPRESSED:

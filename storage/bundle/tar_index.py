@@ -25,7 +25,7 @@ from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.text import counted
 
 BLOCK = 512
-"""Size in bytes of a header, and what each member is padded to."""
+"""Size in bytes of a header, and the unit that members are padded to."""
 
 _WINDOW = 8192
 """Bytes read at once: the header after a small member is mostly in the same read."""

@@ -287,7 +287,7 @@ class PieceProof:
 
 def changed() -> BundleChanged:
     """Return the error for a file that was written to after the bundle was opened."""
-    return BundleChanged("the bundle was changed while it is served: restart to serve what it is")
+    return BundleChanged("the bundle was changed while it is served: restart to serve the new one")
 
 
 def _hash(piece: Piece, algorithm: str, progress: Progress) -> Digest:

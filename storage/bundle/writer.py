@@ -270,7 +270,7 @@ class Draft:
         self._note(digest, 0)
 
     def sync(self) -> None:
-        """Sync what was written until now, so that `publish` has little left to wait for.
+        """Sync the bytes written so far, so that `publish` has little left to wait for.
 
         Raises:
             OSError: bytes could not be written. Linux reports that once.

@@ -1,10 +1,10 @@
-"""Marks of content that came from an upstream registry, so that it is told from what was pushed.
+"""Marks of content that came from an upstream registry, so that it is told from pushed content.
 
 A mark is an empty file under the repository's ``_mayfly/cached``, which registry:2 and its garbage
 collector ignore. A push removes the marks of the tag and manifest that it stores: from then on they
 are the pusher's. A mark without its tag or manifest means nothing.
 
-The mark's modification time is what is known of the content's use:
+The mark's modification time is the record of the content's use:
 
     tags/<tag>                     when the upstream was last asked which manifest it points at
     manifests/<algorithm>/<hex>    when it was last pulled, to `COARSE_SECONDS`

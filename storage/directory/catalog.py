@@ -46,7 +46,7 @@ class Catalog:
         """Return up to ``limit`` names that follow ``after`` and begin with ``prefix``.
 
         Of the directories on the way to the prefix nothing else is read, so that the time does not
-        depend on what lies beside it.
+        depend on its siblings.
         """
         above = prefix[: prefix.rfind("/") + 1]
         directory = self._repositories

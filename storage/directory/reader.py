@@ -45,7 +45,7 @@ class DirectoryReader:
         base: see `storage.directory.layout.Layout`.
 
     Attributes:
-        cached: marks of what came from an upstream.
+        cached: marks of content that came from an upstream.
     """
 
     def __init__(self, root: Path, tree: DirectoryTree | None = None, base: str = BASE) -> None:

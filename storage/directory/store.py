@@ -70,7 +70,7 @@ class Parts(NamedTuple):
 class DistributionStore(DirectoryReader):
     """See `storage.interface.Store`; ``root`` is the directory that registry:2 is given too.
 
-    An overlay passes itself as ``seen`` to the methods that have it: what a push refers to is
+    An overlay passes itself as ``seen`` to the methods that have it: references of a push are
     looked up there, and may lie in the stores beneath.
 
     Args:

@@ -61,7 +61,7 @@ class Entry(NamedTuple):
         owner: user and group id.
         size: bytes of a file's content.
         target: of a link.
-        content: what tells one file's content from another's; b"" for others.
+        content: a key that differs between files of different content; b"" for others.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""Export images as one OCI archive: all of their content, or only what a target lacks.
+"""Export images as one OCI archive: all of their content, or only blobs that a target lacks.
 
 The archive is an OCI image layout in a tar (image-spec, image-layout.md): documents first, then the
 blobs in the order of the layers, so that it can be served in place. Every blob is hashed while it

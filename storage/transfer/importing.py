@@ -252,7 +252,7 @@ def carry_out(
         BundleInvalid: a blob of the source does not have its digest; nothing refers to it.
         BlobUnknown: a collector removed content that the import relied on.
         StorageFull: it does not fit, and nothing was begun; or the disk filled up meanwhile, and
-            the next import does not copy again what is in the store.
+            the next import does not copy content again that is in the store.
     """
     store.check_room(planned.size)
     stopping = threading.Event()
@@ -318,7 +318,7 @@ def _copy(
                 where = f"{extent.proof.bundle}: " if extent.proof is not None else ""
                 raise BundleInvalid(
                     f"{where}blob {digest} cannot be copied: {_reason(error)}; fetch the bundle "
-                    "again and import it (what is in the store already is not copied again)"
+                    "again and import it (content that is in the store already is not copied again)"
                 ) from None
             extent = other
     # Now: an import that is stopped and resumed then copies it for none of them.

@@ -89,7 +89,7 @@ def of(reader: RevisionReader) -> Inventory:
             except ManifestUnknown:
                 gone.append(revision)
                 continue
-            except StorageError:  # odd, as it was pushed: what it names is not known
+            except StorageError:  # odd, as it was pushed: its references are unknown
                 continue
             for blob in manifest.blobs:
                 if blob.digest not in held and find_blob(reader, repository, blob.digest):

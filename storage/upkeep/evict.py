@@ -2,7 +2,7 @@
 
 Only manifests with a mark (`storage.directory.cached`) are ever removed, with the tags that the
 upstream gave them: they can be fetched again. All others stay, and so does everything they name:
-what was pushed or imported, what the operator protects, and what a pull uses.
+manifests that were pushed or imported, that the operator protects, or that a pull uses.
 
     usage ≥ high ─► collect garbage ─► still too much: remove marked manifests until enough of their
                                        blobs would be free ─► collect once more
@@ -153,7 +153,7 @@ def free(
     """Free space, if the filesystem of a store is fuller than it may be.
 
     Args:
-        store: the store; what the stores beneath it have counts as kept.
+        store: the store; content of the stores beneath it counts as kept.
         high: percent; below it nothing is done.
         low: percent to come down to.
         grace: seconds; content that was pulled or stored within them stays.

@@ -1,8 +1,8 @@
-"""Which content nothing referred to for some time, so that it may be removed.
+"""Finds content that nothing referred to for some time, so that it may be removed.
 
-Finishing an upload, mounting, and putting a manifest touch what they refer to. A removal asks again
-behind the gate (`storage.directory.gate`): what a push referred to since the start is then younger,
-however short the grace is.
+Finishing an upload, mounting, and putting a manifest touch the content they refer to. A removal
+asks again behind the gate (`storage.directory.gate`): content that a push referred to since the
+start is then younger, however short the grace is.
 """
 
 from __future__ import annotations

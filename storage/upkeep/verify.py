@@ -83,7 +83,7 @@ class Finding:
         digest: of the content; None if that is not known.
         image: an affected image, ``repository:tag`` or ``repository@digest``; "" if there is none.
         others: further affected images.
-        detail: a sentence with what the kind does not say; "" if there is nothing to add.
+        detail: a sentence with facts beyond the kind; "" if there is nothing to add.
     """
 
     fault: Fault

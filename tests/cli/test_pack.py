@@ -154,7 +154,7 @@ def test_what_was_packed_is_damaged(tmp_path: Path, bundle: Path) -> None:
         packed.write_bytes(good.replace(before, after))
         done = mayfly("ls", packed)
         assert done.returncode == 5, done.stderr
-        assert "what was packed" in done.stderr
+        assert "the packed document" in done.stderr
 
 
 WHOLE = 1 << 20

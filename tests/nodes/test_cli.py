@@ -78,7 +78,7 @@ def test_show_apply_revert(root: Path, identity: CertificateFiles) -> None:
         "restored /etc/docker/daemon.json",
         "removed /etc/docker/certs.d/docker.io/hosts.toml",
     ]
-    assert "only when it is restarted" in reverted.stderr
+    assert "until it is restarted" in reverted.stderr
     assert snapshot(root) == before
     assert _run("revert", *node).stdout == "docker: nothing to do\n"
 

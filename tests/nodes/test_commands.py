@@ -255,7 +255,7 @@ def test_revert_without_a_copy(root: Path, ca_pem: bytes, lost: str, verbs: list
         warnings += re.findall(r"^mayfly: (.*)$", done.stderr, re.MULTILINE)
     file = f"/etc/containerd/certs.d/{lost}/hosts.toml"
     assert warnings == [
-        f"{file}.before-mayfly: this copy of what was there before Mayfly is gone, so revert "
+        f"{file}.before-mayfly: this copy of the file from before Mayfly is gone, so revert "
         f"removes {file} and cannot restore it"
     ]
     assert snapshot(root) == after

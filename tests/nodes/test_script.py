@@ -558,7 +558,7 @@ def test_revert_of_a_paste_without_a_copy(node: Node, target: Target, verbs: lis
         warnings += [line for line in done.stderr.splitlines() if line.startswith("mayfly: ")]
     file = "/etc/containerd/certs.d/quay.io/hosts.toml"
     assert warnings == [
-        f"mayfly: {file}.before-mayfly: this copy of what was there before Mayfly is gone, so "
+        f"mayfly: {file}.before-mayfly: this copy of the file from before Mayfly is gone, so "
         f"revert removes {file} and cannot restore it"
     ]
     del before[file.lstrip("/")]
@@ -679,7 +679,7 @@ def test_crio_pins_by_a_file(dash: Node, target: Target) -> None:
     pins = dash.root / crio.PINS_CONF.lstrip("/")
     assert crio.pinned_in(pins.read_bytes()) == [*NAMES]
     assert "note: CRI-O reads" in done.stderr
-    assert "stays pinned until revert" in dash.run(script, "unpin").stdout
+    assert "stay pinned until revert" in dash.run(script, "unpin").stdout
     assert dash.run(script, "revert").returncode == 0
     assert dash.look() == before
     other = pins.with_name("10-other.conf")

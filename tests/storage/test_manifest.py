@@ -658,7 +658,7 @@ def test_stored_depth_is_read_around(depth: int) -> None:
     body = image_body()[:-1] + b',"x":' + deep + b',"Layers":[' + layer + b"]}"
     found = parse_stored(body.replace(b', "layers": []', b""))
     assert [one.digest for one in found.layers] == [digests.of(b"x")]
-    assert found.faults == (f"what is nested deeper than {MAX_DEPTH} levels",)
+    assert found.faults == (f"values nested deeper than {MAX_DEPTH} levels",)
     with pytest.raises(ManifestInvalid):
         parse(body)
 

@@ -12,7 +12,7 @@ export const STATES = {
   a: "not in the registry",
 };
 
-/** The letters in the order of bar and legend: what a node has first. */
+/** The letters in the order of bar and legend: states of images that a node has come first. */
 export const ORDER = Object.keys(STATES);
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];

@@ -1,4 +1,4 @@
-// Nodes and images on a canvas: only what is in sight is drawn, so that 500 nodes with 100 images
+// Nodes and images on a canvas: only visible cells are drawn, so that 500 nodes with 100 images
 // scroll as three do. Keys move a cursor, and a live region announces the cell under it.
 
 import { ORDER, STATES, counted, make, say, size } from "./format.js";

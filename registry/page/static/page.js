@@ -53,7 +53,7 @@ class Summary {
     this.drawSpark(state.rates.history);
   }
 
-  /** Draws the states as a bar with a legend, and returns what they add up to. */
+  /** Draws the states as a bar with a legend, and returns their sums. */
   countStates(state) {
     const counts = {};
     let total = 0;
