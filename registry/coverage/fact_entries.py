@@ -66,6 +66,7 @@ def _pull_entries(node: str, key: Key, pull: Pull) -> list[tuple[int, Entry]]:
         retries=pull.retries,
         again=pull.again,
         interrupted=pull.interrupted,
+        blobs=pull.blobs,
     )
     entries = [(pull.got, entry)]
     if pull.claim and not at_once:

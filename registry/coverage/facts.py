@@ -24,6 +24,9 @@ from mayfly.registry.coverage.sent_offsets import SentOffsets
 RESTART_AFTER = 5
 """Seconds without an event of a blob after which a request for its first byte starts over."""
 
+_BLOBS_KEPT = 2
+"""Blobs of one pull; see `Pull`."""
+
 Key = tuple[str, str]
 """Repository and digest."""
 
@@ -44,6 +47,8 @@ class Pull:
         interrupted: until when the node is expected to ask for the manifest again, since a kill of
             the server may have cut this pull between two requests; 0 if none did. See
             `Ledger.unix`.
+        blobs: the first two below the manifest that arrived since the first request: one of them is
+            a layer.
     """
 
     first: int
@@ -54,6 +59,12 @@ class Pull:
     retries: int = 0
     again: bool = False
     interrupted: int = 0
+    blobs: tuple[str, ...] = ()
+
+    def arrived(self, digest: str) -> None:
+        """Note that a blob has arrived."""
+        if digest not in self.blobs and len(self.blobs) < _BLOBS_KEPT:
+            self.blobs = (*self.blobs, digest)
 
 
 @dataclass(slots=True)
@@ -377,6 +388,7 @@ class Facts:
         if entry["fact"] == "pull":
             pull.first, pull.bytes = int(entry["first"]), int(entry["bytes"])
             pull.retries, pull.again = int(entry["retries"]), bool(entry["again"])
+            pull.blobs = tuple(map(str, entry.get("blobs", ())))
         return True
 
     def _begun(self, facts: NodeFacts, key: Key, entry: Entry, flow: Flow | None) -> bool:
@@ -426,6 +438,8 @@ class Facts:
         if pending.arrival.complete and not pending.arrival.in_flight:
             del facts.pending[digest]
             facts.blobs[digest] = pending.repository
+            for pull in facts.pulls_of(key[0], entry["of"]):
+                pull.arrived(digest)
         return True
 
     def _partly(self, facts: NodeFacts, key: Key, entry: Entry) -> bool:

@@ -16,7 +16,7 @@ docs/lifetime.md defines each exactly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -146,14 +146,15 @@ class ImageStates:
     def _concluded(self, node: str, image: ResolvedImage, pull: Pull) -> State:
         """Return the state that follows from a node's requests, once it makes no more of them."""
         facts, repository = self._facts, image.repository
-        pending = facts.last_pending(node, image.closure)
-        if not pending and any(self._is_served(node, blobs) for blobs in image.leaves):
-            return State.SERVED
         asked = [pull]
         for manifest in image.manifests:
             found = facts.pull(node, repository, manifest)
             if found is not None:
                 asked.append(found)
+        pending = facts.last_pending(node, image.closure)
+        own = {blob for one in asked for blob in one.blobs}
+        if not pending and any(self._is_served(node, blobs, own) for blobs in image.leaves):
+            return State.SERVED
         claim = max(one.claim for one in asked)
         # The node lacked a manifest that it asked for by GET after the claim.
         if claim > pending and claim >= max(one.got for one in asked):
@@ -180,13 +181,22 @@ class ImageStates:
             all(self._facts.has_blob(node, blob) for blob in blobs) for blobs in image.leaves
         )
 
-    def _is_served(self, node: str, blobs: tuple[str, ...]) -> bool:
+    def _is_served(self, node: str, blobs: tuple[str, ...], own: Collection[str]) -> bool:
+        """Whether a node got all that it lacked of a manifest with these blobs.
+
+        Args:
+            own: blobs that it got as those of this image.
+        """
         config, *layers = blobs
         if not self._facts.has_blob(node, config):
             return False
-        needed = all if config == EMPTY_CONFIG else any
-        # Programs that only inspect an image read the config alone.
-        return not layers or needed(self._facts.has_blob(node, layer) for layer in layers)
+        if all(self._facts.has_blob(node, layer) for layer in layers):
+            return True
+        # Programs that only inspect an image read the config alone, also where the node has got
+        # layers of it with other images.
+        return config != EMPTY_CONFIG and any(
+            layer in own and self._facts.has_blob(node, layer) for layer in layers
+        )
 
 
 def unread_image(repository: str, digest: str) -> ResolvedImage:

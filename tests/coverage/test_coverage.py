@@ -265,6 +265,34 @@ async def test_config_alone(upgrade: Upgrade, agent: str, state: State) -> None:
     assert upgrade.state("a") is State.SERVED
 
 
+@pytest.mark.parametrize(
+    ("agent", "state"), [(CURL, State.INCOMPLETE), (CONTAINERD, State.CLAIMED)]
+)
+async def test_config_alone_of_an_image_that_shares_a_layer(
+    upgrade: Upgrade, agent: str, state: State
+) -> None:
+    """A node that looks at an image does not have it by a layer that it got with another; it does
+    by one of this image, or if it got all of them."""
+    upgrade.cold("a")
+    other, config, layer = digest("other"), digest("other config"), digest("other layer")
+    upgrade.content.manifests[APP, other] = ManifestRefs(blobs=(config, LAYER_1, layer))
+    upgrade.content.tags[APP, "1"] = other
+    for _ in range(2):
+        upgrade.manifest("a", APP, other, agent=agent)
+        upgrade.blob("a", config, agent=agent)
+    await upgrade.clock.tick(SETTLED_SECONDS)
+    assert upgrade.state("a") is state
+    upgrade.blob("a", layer, agent=agent)
+    await upgrade.clock.tick(SETTLED_SECONDS)
+    assert upgrade.state("a") is State.SERVED
+    upgrade.content.manifests[APP, APP_2] = ManifestRefs(blobs=(digest("c2"), LAYER_1, LAYER_2))
+    upgrade.content.tags[APP, "1"] = APP_2
+    upgrade.manifest("a", APP, APP_2, agent=agent)
+    upgrade.blob("a", digest("c2"), agent=agent)
+    await upgrade.clock.tick(SETTLED_SECONDS)
+    assert upgrade.state("a") is State.SERVED
+
+
 async def test_docker_that_loaded_the_image(upgrade: Upgrade) -> None:
     """Docker asks only for the manifest of an image that it has from elsewhere."""
     for agent, state in ((DOCKER, State.CLAIMED), (CONTAINERD, State.INCOMPLETE)):
