@@ -7,10 +7,10 @@ matches. Without a grant everything is denied. For a caller and a repository:
    lower: with ``developer`` on ``team/**`` and ``guest`` on ``team/prod/**``, a user pushes to
    ``team/api`` and only pulls ``team/prod/api``. Specificity is defined in `auth.globs`; different
    globs of equal specificity both count.
-2. *Across subjects everything adds up*: the caller has what the user, each of the user's groups
-   and anonymous have. Harbor does the same with the roles a member has directly and by groups
-   (``ListRoles`` in its ``src/pkg/project/dao/dao.go``), and logging in never loses the rights of
-   anonymous callers.
+2. *Across subjects everything adds up*: the caller has the rights of the user, of each of the
+   user's groups and of anonymous. Harbor does the same with the roles a member has directly and by
+   groups (``ListRoles`` in its ``src/pkg/project/dao/dao.go``), and logging in never loses the
+   rights of anonymous callers.
 
 The permissions of a short-lived credential take the place of grants to its name and groups, by the
 same rule. An access token grants its scopes and nothing else.

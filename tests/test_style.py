@@ -32,6 +32,12 @@ RIDDLES = re.compile(
 OPENINGS = re.compile(r"(?:^|[.:;] )What [a-z]+(?![^.:;?]*\?)")
 """A statement about "what" something does: its subject is a noun. A question may begin so."""
 
+RELATIVE = re.compile(
+    r"(?:^|\s)(?!(?:asks?|decides?|knows?|learns?|says?|sees?|shows?|tells?)\s)"
+    r"[`\"(\[]*[\w'`.,;)\]*→-]+ what (?!to\b|=|[^.:;?]*\?)"
+)
+"""A "what" in place of a noun, such as images, files or changes; "says what is wrong" may stay."""
+
 SUBJECTS = re.compile(
     r"(?:^|[.:;] (?:and |or )?)[Ww]ho (?![^.:;?]*\?)|\bwho may\b(?! have)|"
     r"\b([Tt]hose|[Oo]ne|and|but|for|of) who\b"
@@ -276,6 +282,39 @@ def test_sentences_have_subjects() -> None:
         for m in OPENINGS.finditer(text)
     ]
     assert found == []
+
+
+def test_things_are_named() -> None:
+    """No page, and no text or comment of the code, has "what" for a noun; those of tests may."""
+    described = (REPO / "docs/openapi.yaml", REPO / "docs/commands.schema.json")
+    other = ((path.name, " ".join(path.read_text().split())) for path in described)
+    remarks = ((where, text) for where, text in _remarks() if not where.startswith("tests/"))
+    found = [
+        f"{where}: …{text[max(0, m.start() - 30) : m.end() + 30]}…"
+        for where, text in (*_pages(), *other, *remarks)
+        for m in RELATIVE.finditer(text)
+    ]
+    assert found == []
+
+
+def test_things_without_a_name_are_seen() -> None:
+    """The pattern finds "what" for a noun, but no question, direct or indirect."""
+    for text in (
+        "It frees what no image refers to.",
+        "Only what is missing is sent.",
+        "tags, and what refers to them",
+        "asks for `--root`, what the operator gave",
+    ):
+        assert RELATIVE.search(text), text
+    for text in (
+        "The message says what is wrong.",
+        "A node knows what is on its disk.",
+        "name what to copy",
+        "Is it there, and what is its size?",
+        "Args: what: the fault.",
+        "path: {what} is damaged",
+    ):
+        assert not RELATIVE.search(text), text
 
 
 def test_people_and_programs_are_named() -> None:

@@ -6,11 +6,12 @@
 # usage: upgrade.sh [NODE...]      default: all of nodes.txt
 #
 # The nodes here are three runtimes of this machine: NAME-docker, NAME-containerd, NAME-podman. In
-# your cluster, copy what `mayfly node-config show` and `mayfly credentials` print, and pull by ssh.
+# your cluster, copy the output of `mayfly node-config show` and `mayfly credentials`, and pull by
+# ssh.
 set -eu
 cd "$(dirname "$0")"
 if [ "$#" -eq 0 ]; then
-    # shellcheck disable=SC2046  # one word for each line is what is wanted
+    # shellcheck disable=SC2046  # one word for each line is intended
     set -- $(cat nodes.txt)
 fi
 

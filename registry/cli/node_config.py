@@ -410,7 +410,7 @@ def node_errors() -> Iterator[None]:
     except OSError as error:
         raise ConfigError(
             f"{error.filename}: {error.strerror}; correct that and run the command again, or undo "
-            "what is done with mayfly node-config revert"
+            "the changes with mayfly node-config revert"
         ) from error
 
 

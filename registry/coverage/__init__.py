@@ -2,7 +2,8 @@
 
 *A node's pull is many requests.* `pulls` follows each node through HEAD, manifest, children and
 blobs, and knows the requests that are still expected of the node. So a pull is under way also while
-no request is in flight; that decides when coverage is final and what a drain still serves.
+no request is in flight; that decides when coverage is final and which requests a drain still
+serves.
 
 *Facts, then conclusions.* `ledger` keeps facts only: this node was served this manifest, this blob
 did not arrive there. It survives a kill of the server. `states` and `coverage` conclude from it,

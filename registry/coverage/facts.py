@@ -356,7 +356,7 @@ class Facts:
                     pending.arrival.lose_ends(reached)
 
     def interrupt_pulls(self, now: int) -> None:
-        """Expect nodes to ask again for what they may have been pulling when the server was killed.
+        """Expect nodes to repeat the pulls that may have been under way when the server was killed.
 
         The last fact of all is the earliest time of the kill. By then a node had settled that had
         been silent for longer than `SETTLED_SECONDS`, and so had older pulls of the others.

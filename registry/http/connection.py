@@ -96,7 +96,7 @@ class State(enum.Enum):
 class Connection(asyncio.BufferedProtocol):
     """One connection, over TCP or TLS.
 
-    Its properties tell `registry.http.watchdog` what it waits for.
+    By its properties `registry.http.watchdog` learns its state.
 
     Args:
         server: that it belongs to.

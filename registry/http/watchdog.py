@@ -9,7 +9,7 @@ connection is in one of these states:
         beginning   a head has begun, or the first is due: complete within the header timeout
     busy       a request is being handled, or its response is not acknowledged to its end
         working     the client owes nothing, the server is at work: never closed
-        moving      the client owes a part of the body, or has not acknowledged what was sent: at
+        moving the client owes a part of the body, or has not acknowledged all bytes: at
                     least `MIN_PROGRESS` bytes must move within the stall timeout, so that a slow
                     link that makes progress is never closed
 

@@ -190,7 +190,7 @@ TEXTS: dict[Cause, tuple[str, str]] = {
     ),
     Cause.NO_PLATFORM: (
         "an image has nothing for its platform",
-        "fetch the image for this platform too: mayfly bundle create with --platform",
+        "also fetch the image for this platform: mayfly bundle create with --platform",
     ),
     Cause.NOT_PINNED: (
         "images are there, but could not be pinned",

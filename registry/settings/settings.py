@@ -184,7 +184,7 @@ class Settings:
         STORAGE,
         help="Writable store, in the directory format of CNCF distribution (registry:2).",
         default_from=_default_root,
-        shown="/var/lib/mayfly as root, else $XDG_DATA_HOME/mayfly",
+        shown="/var/lib/mayfly as root, otherwise $XDG_DATA_HOME/mayfly",
         metavar="DIR",
     )
     ephemeral: bool = setting(
@@ -272,7 +272,7 @@ class Settings:
         NETWORK,
         help="auto makes a CA and certificates for every address; or give two PEM files.",
         default=None,
-        shown="off on loopback, else auto",
+        shown="off on loopback, otherwise auto",
         metavar="auto|off|CERT,KEY",
     )
     hostname: tuple[str, ...] = setting(
@@ -333,7 +333,7 @@ class Settings:
         ACCESS,
         help="auto makes an admin and a pull user for this run; DIR has htpasswd and grants.toml.",
         default=None,
-        shown="none on loopback, else auto",
+        shown="none on loopback, otherwise auto",
         metavar="auto|none|DIR",
     )
     anonymous: Anonymous = setting(
@@ -396,7 +396,7 @@ class Settings:
     node_identity: NodeIdentity = setting(
         choice(NodeIdentity),
         LIFETIME,
-        help="How nodes are told apart; auto: by a credential of their own, else by address.",
+        help="How nodes are told apart; auto: by a credential of their own, otherwise by address.",
         default=NodeIdentity.AUTO,
         shown="auto",
         metavar="credential|address|auto",
@@ -581,7 +581,7 @@ class Settings:
         OUTPUT,
         help="ready.json, CA, credentials, coverage and the report; survives a reboot.",
         default_from=_default_state_dir,
-        shown="/var/lib/mayfly/state as root, else $XDG_STATE_HOME/mayfly",
+        shown="/var/lib/mayfly/state as root, otherwise $XDG_STATE_HOME/mayfly",
         metavar="DIR",
     )
     report: Path | None = setting(

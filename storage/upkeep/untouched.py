@@ -28,7 +28,7 @@ class Untouched:
 
     def __init__(self, store: DistributionStore, grace: float) -> None:
         self._layout = store.parts.layout
-        # Behind the gate: a push that is within it now may have touched what it refers to, and not
+        # Behind the gate: a push that is within it now may have touched its references, and not
         # have linked its manifest yet, so that no mark would find that.
         with store.parts.gate.removing():
             moment = _moment(self._layout)
