@@ -25,6 +25,9 @@ RUN python3 -m venv /opt/mayfly \
 
 FROM ${BASE}
 COPY --from=build /opt/mayfly /opt/mayfly
+# Official images of Python lack the compiled standard library (15 MB), and no start could keep it.
+RUN /opt/mayfly/bin/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))' \
+  | xargs /opt/mayfly/bin/python -m compileall -q -x '/(site-packages|tests?)/'
 # The only places written to are these two volumes: the root filesystem may be read-only.
 RUN mkdir -p /var/lib/mayfly /run/mayfly && chown 65532:65532 /var/lib/mayfly /run/mayfly
 ENV PATH=/opt/mayfly/bin:$PATH \

@@ -33,7 +33,10 @@ PROXIES = [f"{name}_PROXY" for name in ("HTTP", "HTTPS", "NO")]
 
 @pytest.fixture(scope="module")
 def python_image(docker: Client, docker_base: str, images: Images, workspace: Path) -> str:
-    """A Debian with Python whose pip finds the index that this machine's pip uses."""
+    """A Debian with Python whose pip finds the index that this machine's pip uses.
+
+    It has no compiled modules, like the official images of Python.
+    """
     context = workspace / "python-image"
     certificates = context / "files" / CERTIFICATES
     certificates.parent.mkdir(parents=True)
@@ -47,6 +50,7 @@ def python_image(docker: Client, docker_base: str, images: Images, workspace: Pa
         f"FROM {docker_base}\n"
         + "".join(f"ADD {layer}.tar /\n" for layer in layers)
         + "COPY files /\n"
+        "RUN find /usr/lib/python3* -name '*.pyc' -delete\n"
     )
     docker("build", "--network=none", f"--tag={PYTHON_IMAGE}", context)
     return PYTHON_IMAGE
@@ -131,6 +135,21 @@ def test_root_filesystem_stays_read_only(docker: Client, container: str) -> None
     """Nothing but the volumes can be written to, and the server runs all the same."""
     wait_until_ready(docker, container)
     assert "Read-only file system" in docker.fails("exec", "--user=0", container, "touch", "/new")
+
+
+def test_a_start_compiles_nothing(docker: Client, image: str) -> None:
+    """Nothing can be written to the image later, so each module of a server is compiled in it."""
+    program = (
+        "import sys; from pathlib import Path; from mayfly.registry import startup; "
+        "startup.import_server(); "
+        "made = [one.__cached__ for one in sys.modules.values() if getattr(one, '__cached__', '')];"
+        "print(len(made), [path for path in made if not Path(path).exists()])"
+    )
+    count, lacking = docker(
+        "run", "--rm", "--entrypoint=/opt/mayfly/bin/python", image, "-c", program
+    ).split(maxsplit=1)
+    assert int(count) > 300
+    assert lacking.strip() == "[]"
 
 
 def test_stopped_container_keeps_its_images(
