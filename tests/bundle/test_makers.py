@@ -47,7 +47,7 @@ from tests.bundle.makers import (
     zarf,
     zarf_documents,
 )
-from tests.support.commands import mayfly
+from tests.support.commands import mayfly_here
 
 SERVED = {"team/app": "1", "library/base": "2", "tool": "3"}
 """Repository → tag of the images that every bundle has."""
@@ -141,23 +141,23 @@ COMMANDS = (
 def test_commands(maker: Maker, paths: list[Path], tmp_path: Path) -> None:
     """``ls``, ``du``, ``verify``, ``inventory``, ``inspect``, ``diff``, ``import``, ``export``."""
     for words in COMMANDS:
-        done = mayfly(*words, *paths)
+        done = mayfly_here(*words, *paths)
         assert done.returncode == 0, (words, done.stderr)
-    done = mayfly("ls", *paths)
+    done = mayfly_here("ls", *paths)
     for repository, tag in SERVED.items():
         assert f"{repository}:{tag} " in done.stdout
     assert f"it was made by {maker.name}" in done.stderr
-    done = mayfly("inspect", "team/app:1", *paths)
+    done = mayfly_here("inspect", "team/app:1", *paths)
     assert done.returncode == 0, done.stderr
     assert f"it was made by {maker.name}" in done.stderr
     root = tmp_path / "root"
-    done = mayfly("import", "--root", root, *paths)
+    done = mayfly_here("import", "--root", root, *paths)
     assert done.returncode == 0, done.stderr
     exported = tmp_path / "exported.tar"
-    done = mayfly("export", "--all", "-o", exported, "--root", root)
+    done = mayfly_here("export", "--all", "-o", exported, "--root", root)
     assert done.returncode == 0, done.stderr
     if len(paths) == 1:
-        done = mayfly("diff", "--json", paths[0], exported)
+        done = mayfly_here("diff", "--json", paths[0], exported)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout) == {"images": [], "fetch": 0, "damaged": []}
 
@@ -223,7 +223,7 @@ def test_flipped_blob(maker: Maker, made: Content, tmp_path: Path, open_all: Ope
     with pytest.raises(ContentCorrupt):
         bundles.layer.blob("team/app", digests.parse(digest))
     _nothing_wrong(bundles, made)
-    done = mayfly("import", "--root", tmp_path / "root", *_paths(maker, tmp_path))
+    done = mayfly_here("import", "--root", tmp_path / "root", *_paths(maker, tmp_path))
     assert done.returncode in (4, 5)
     assert digest in done.stderr
 
@@ -254,7 +254,7 @@ def test_missing_blob(maker: Maker, made: Content, tmp_path: Path, open_all: Ope
     _nothing_wrong(bundles, made)
     tag = bundles.layer.tag("tool", "3")
     assert read(bundles.layer.manifest("tool", tag))
-    done = mayfly("import", "--root", tmp_path / "root", *_paths(maker, tmp_path))
+    done = mayfly_here("import", "--root", tmp_path / "root", *_paths(maker, tmp_path))
     assert done.returncode in (4, 5)
     assert digest in done.stderr
 
@@ -539,10 +539,10 @@ def test_compressed(compression: str, made: Content, tmp_path: Path) -> None:
     packed = path.with_name(f"package.tar.{compression}")
     data = path.read_bytes()
     packed.write_bytes(gzip.compress(data) if compression == "gz" else zstandard.compress(data))
-    done = mayfly("ls", packed)
+    done = mayfly_here("ls", packed)
     assert done.returncode == 5
     assert len(done.stderr.splitlines()) == 1
     assert f"mayfly import {packed}" in done.stderr
-    done = mayfly("import", "--root", tmp_path / "root", packed)
+    done = mayfly_here("import", "--root", tmp_path / "root", packed)
     assert done.returncode == 0, done.stderr
     assert f"{packed}: it was made by zarf" in done.stderr

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
+from mayfly.registry.cli import execute
+from mayfly.registry.text import install
 from tests.support.process import REPO, killed_at_end
 
 TIMEOUT = 120
@@ -42,6 +47,30 @@ def mayfly(
         text=True,
         timeout=timeout,
     )
+
+
+def mayfly_here(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process: a start takes ten times as long as most commands.
+
+    For tests of what a command does with its arguments; `mayfly` is for how it starts and ends.
+    """
+    words = ["mayfly", *map(str, arguments)]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    output, errors = io.StringIO(), io.StringIO()
+    try:
+        with (
+            mock.patch.dict(os.environ, environment(), clear=True),
+            mock.patch.object(sys, "argv", words),
+            redirect_stdout(output),
+            redirect_stderr(errors),
+        ):
+            install()
+            code = execute()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert not isinstance(code, str), code
+    return subprocess.CompletedProcess(words, code or 0, output.getvalue(), errors.getvalue())
 
 
 @contextmanager
