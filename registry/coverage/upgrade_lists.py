@@ -8,6 +8,7 @@ registry do not say where the image came from and are removed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from mayfly.storage.reference import DOCKER_HUB, LATEST, canonical_host, hub_pat
 
 MAX_ENTRIES = 10_000
 """Most images, and most nodes, that a file may list."""
+
+_NO_NAME = re.compile(r"[\s,;]")
+"""Separators of several names; a name has none."""
 
 
 class ListedImage(NamedTuple):
@@ -106,23 +110,30 @@ def read_nodes(text: str) -> Nodes:
     """Read ``--nodes N|FILE``; a file has one node a line, a name or an address.
 
     Raises:
-        ConfigError: the text is neither a number above 0 nor a file that lists a node.
+        ConfigError: the text is neither a number above 0 nor a file that lists a node, or a line
+            has more than a name.
     """
     if text.isascii() and text.isdigit():
         if not 0 < int(text) <= MAX_ENTRIES:
             raise ConfigError(f"--nodes {text}: expected 1 to {MAX_ENTRIES} nodes")
         return Nodes(int(text))
-    names = tuple(
-        dict.fromkeys(canonical_address(line) for _, line in _lines(Path(text), "--nodes"))
-    )
+    names: dict[str, None] = {}
+    for number, line in _lines(Path(text), "--nodes"):
+        if _NO_NAME.search(line) or not line.isprintable():
+            # No node could ever be complete by that name, and the run would wait for it.
+            raise ConfigError(
+                f"--nodes {text}, line {number}: {line[:100]!r} is not the name of a node; "
+                "write one name a line"
+            )
+        names[canonical_address(line)] = None
     if not names:
         raise ConfigError(f"--nodes {text}: lists no node")
-    return Nodes(len(names), names)
+    return Nodes(len(names), tuple(names))
 
 
 def _lines(path: Path, option: str) -> Iterator[tuple[int, str]]:
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{option} {path}: {error.strerror}") from None
     except UnicodeDecodeError:

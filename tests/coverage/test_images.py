@@ -96,6 +96,25 @@ def test_nodes(tmp_path: Path) -> None:
     assert nodes.count == 3
 
 
+@pytest.mark.parametrize(
+    "line", ["node-a node-b", "node-a,node-b", "node-a;node-b", "node-a\tworker", "node\x1b-a"]
+)
+def test_nodes_of_one_line_refused(tmp_path: Path, line: str) -> None:
+    """Names beside each other would be one node that never comes: the line is named."""
+    path = tmp_path / "nodes"
+    path.write_text(f"# all\nnode-c\n{line}\n")
+    with pytest.raises(ConfigError, match=r"line 3: .* is not the name of a node"):
+        read_nodes(str(path))
+
+
+def test_byte_order_mark(tmp_path: Path) -> None:
+    """Lists that an editor of Windows wrote name the same nodes and images as others."""
+    path = tmp_path / "list"
+    path.write_bytes(b"\xef\xbb\xbfnode-a\r\nnode-b\r\n")
+    assert read_nodes(str(path)).names == ("node-a", "node-b")
+    assert [image.text for image in read_images(path)] == ["node-a", "node-b"]
+
+
 @pytest.mark.parametrize("text", ["0", "10001", "no-such-file", "-1"])
 def test_nodes_refused(text: str) -> None:
     """Neither a number above 0 nor a file."""
