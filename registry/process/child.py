@@ -35,6 +35,9 @@ NOT_FOUND = 127
 NOT_EXECUTABLE = 126
 """Exit codes of a command that could not be started, as a shell has them."""
 
+_MAX_FIRST_LINE = 256
+"""Bytes of a script that the kernel looks at for its interpreter."""
+
 _NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _PREFIX = "LISTEN_"
 
@@ -87,16 +90,53 @@ def find(name: str, environment: Mapping[str, str]) -> str:
     """Return the path of the file that a command names.
 
     Raises:
-        LifetimeError: the file does not exist (exit code 127) or cannot be executed (126).
+        LifetimeError: the file does not exist (exit code 127), or it cannot be executed or is a
+            script whose interpreter is not there (126).
     """
     search = environment.get("PATH", os.defpath)
     found = shutil.which(name, path=search)
     if found is not None:
+        if problem := _script_problem(found):
+            raise LifetimeError(f"cannot run {name}: {problem}", NOT_EXECUTABLE)
         return found
     candidates = [Path(name)] if "/" in name else [Path(d, name) for d in search.split(":")]
-    if any(path.exists() for path in candidates):
-        raise LifetimeError(f"cannot run {name}: it is not an executable file", NOT_EXECUTABLE)
-    raise LifetimeError(f"cannot run {name}: command not found", NOT_FOUND)
+    there = [path for path in candidates if path.exists()]
+    if any(path.is_file() for path in there):
+        raise LifetimeError(
+            f"cannot run {name}: it may not be executed; run chmod +x on it, or give it to its "
+            "shell, as in: -- sh FILE (its file system may be mounted noexec)",
+            NOT_EXECUTABLE,
+        )
+    if there:
+        raise LifetimeError(f"cannot run {name}: it is a directory", NOT_EXECUTABLE)
+    here = f"; the file that lies here is ./{name}" if Path(name).is_file() else ""
+    raise LifetimeError(f"cannot run {name}: command not found{here}", NOT_FOUND)
+
+
+def _script_problem(path: str) -> str:
+    """Return why the kernel would not start a script, or "": it says no more than that of the file.
+
+    Args:
+        path: of any executable file.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            first = file.read(_MAX_FIRST_LINE).partition(b"\n")[0]
+    except OSError:  # it may be executed and not read
+        return ""
+    named = first.removeprefix(b"#!").replace(b"\t", b" ") if first.startswith(b"#!") else b""
+    words = [word for word in named.split(b" ") if word]
+    if not words:
+        return ""
+    interpreter = Path(os.fsdecode(words[0]))
+    is_there = interpreter.exists()
+    # env looks for its argument as the kernel looks for env.
+    if first.endswith(b"\r") and (not is_there or interpreter.name == "env"):
+        return (
+            "its lines end in CR LF, as on Windows, and Linux takes the CR for a part of its "
+            "interpreter's name; run on it: sed -i 's/\\r$//'"
+        )
+    return "" if is_there else f"its first line names {interpreter}, which is not there"
 
 
 def check_command(name: str, environment: Mapping[str, str]) -> None:

@@ -5,12 +5,18 @@ Arguments: the server's pid, the limit on open files, the command's path, then i
 """
 
 import ctypes
+import errno
 import os
 import resource
 import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
+
+_EXEC_FORMAT = (
+    "; a script has to name its interpreter in its first line, as in #!/bin/sh, and a program has "
+    "to be one for this machine's architecture"
+)
 
 
 def main(server: int, open_files: int, path: str, words: list[str]) -> None:
@@ -31,7 +37,8 @@ def main(server: int, open_files: int, path: str, words: list[str]) -> None:
     except OSError as error:
         # This runs without `registry.text`, which would escape the operator's text.
         name = words[0].encode("unicode_escape").decode("ascii")
-        print(f"mayfly: {name}: {error.strerror}", file=sys.stderr)
+        todo = _EXEC_FORMAT if error.errno == errno.ENOEXEC else ""
+        print(f"mayfly: {name}: {error.strerror}{todo}", file=sys.stderr)
         sys.exit(126)
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.registry.errors import LifetimeError
+from mayfly.registry.process.child import check_command
 from tests.support.process import PATIENCE, alive, poll
 from tests.support.stub import BLOB, BLOB_SIZE, MANIFEST
 from tests.support.stubs import Stub, pull, pulling, status_of, without_private
@@ -100,7 +102,49 @@ def test_script_without_interpreter(start: Start, tmp_path: Path) -> None:
     script.chmod(0o755)
     stub = start(str(script))
     assert stub.code() == 126
-    assert f"mayfly: {script}: Exec format error" in stub.output()
+    assert f"mayfly: {script}: Exec format error; a script has to name" in stub.output()
+
+
+@pytest.mark.parametrize(
+    ("first", "says"),
+    [
+        (b"#!/bin/sh\r\n", "its lines end in CR LF"),
+        (b"#!/usr/bin/env sh\r\n", "its lines end in CR LF"),
+        (b"#! /bin/nosh -e\n", "its first line names /bin/nosh, which is not there"),
+        (b"#!/bin/sh -e\n", None),
+        (b"#!\t/usr/bin/env sh\n", None),
+        (b"#!" + b" " * 300, None),
+    ],
+)
+def test_script_whose_interpreter_is_not_there(
+    tmp_path: Path, first: bytes, says: str | None
+) -> None:
+    """It is found before the registry starts, since the kernel would say that the file is not."""
+    script = tmp_path / "script"
+    script.write_bytes(first + b"exit 0\n")
+    script.chmod(0o755)
+    if says is None:
+        check_command(str(script), os.environ)
+        return
+    with pytest.raises(LifetimeError, match=says) as raised:
+        check_command(str(script), os.environ)
+    assert raised.value.exit_code == 126
+
+
+def test_what_to_do_about_a_file_that_is_no_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message has the remedy: a path for the file that lies here, chmod, or its shell."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "upgrade.sh").write_text("#!/bin/sh\n")
+    for name, says in (
+        ("upgrade.sh", "command not found; the file that lies here is ./upgrade.sh"),
+        ("./upgrade.sh", "it may not be executed; run chmod"),
+        ("./", "it is a directory"),
+        ("upgrade", "command not found$"),
+    ):
+        with pytest.raises(LifetimeError, match=says):
+            check_command(name, {"PATH": "/usr/bin:/bin"})
 
 
 def test_pipe_signal_is_as_usual(start: Start) -> None:
