@@ -130,8 +130,8 @@ TEXTS: dict[Cause, tuple[str, str]] = {
     ),
     Cause.DISK_FULL: (
         "its disk is full",
-        "free space where its runtime keeps images (crictl rmi --prune removes unused ones), then "
-        "run this again",
+        "free space where its runtime keeps images (crictl rmi --prune, or docker or podman image "
+        "prune --all, removes unused ones), then run this again",
     ),
     Cause.CLOCK: (
         "its clock or this host's is wrong",

@@ -72,13 +72,18 @@ class SSH(NamedTuple):
         return [*words, "--", node, " ".join([shell, "-s", "--", *arguments]) + "; exit"]
 
     def check(self, nodes: Iterable[str]) -> None:
-        """See that ssh is installed, and that it can be given each name.
+        """See that ssh is installed, and that it can be given each name and its configuration.
 
         Raises:
             ConfigError: it is not, or it cannot.
         """
         for node in nodes:
             check_destination(node)
+        if self.config is not None:
+            try:
+                self.config.open("rb").close()
+            except OSError as error:
+                raise ConfigError(f"--ssh-config {self.config}: {error.strerror}") from None
         find_program("ssh")
 
     @contextlib.asynccontextmanager

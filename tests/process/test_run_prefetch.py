@@ -166,7 +166,7 @@ def test_signal_before_the_command(place: Path, env: dict[str, str], number: int
 
 
 def test_settings_that_do_not_fit(place: Path, env: dict[str, str]) -> None:
-    """It needs a command, names that ssh takes, and users."""
+    """It needs a command, names that ssh takes, a configuration that is there, and users."""
     serve = ("serve", "--listen", "127.0.0.1:0", "--prefetch", "ssh", "--root", place / "root")
     done = mayfly(*serve, "--state-dir", place / "state")
     assert done.returncode == 2
@@ -175,6 +175,11 @@ def test_settings_that_do_not_fit(place: Path, env: dict[str, str]) -> None:
     done = mayfly(*words, env=env)
     assert done.returncode == 2
     assert "is not a host name" in done.stderr
+    none = place / "no-ssh-config"
+    words = _words(place, "n", command="true", more=("--ssh-config", str(none)))
+    done = mayfly(*words, env=env)
+    assert done.returncode == 2
+    assert done.stderr == f"mayfly: --ssh-config {none}: No such file or directory\n"
     words = [word if word != "auto" else "none" for word in _words(place, "n", command="true")]
     done = mayfly(*words, env=env)
     assert done.returncode == 2
