@@ -175,8 +175,8 @@ def _grants(tables: object, groups: Mapping[str, frozenset[str]]) -> list[Grant]
         first = seen.setdefault(_key(grant), number)
         if first != number:
             raise InputInvalid(
-                f"{where}: grant {first} is to {grant.subject} on "
-                f"'{grant.repositories.pattern}' too"
+                f"{where}: grant {first} is also to {grant.subject} on "
+                f"'{grant.repositories.pattern}'"
             )
         grants.append(grant)
     return grants

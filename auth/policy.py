@@ -152,7 +152,7 @@ class Policy:
         return frozenset({ANY_ACTION}) if holds else NOTHING
 
     def node_actions(self, identity: Identity, name: str) -> frozenset[str]:
-        """Return the actions on a node: `PROVE` for a credential issued for that node, else none.
+        """Return the actions on a node: `PROVE` for a credential issued for that node, or none.
 
         No grant gives it, an administrator's neither: only the node knows its images. A token does
         not hold it.

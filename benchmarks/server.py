@@ -45,7 +45,7 @@ class Server:
         return ssl.create_default_context(cafile=self.ca) if self.ca else None
 
     def cpu_seconds(self) -> float:
-        """User and system time so far, of ended children, too."""
+        """User and system time so far, also of ended children."""
         return sum(_cpu_ticks(pid) for pid in self._pids()) / _TICKS
 
     def peak_mib(self) -> float:
@@ -118,7 +118,7 @@ def _wait(server: Server, began: float, log: Path, probe: str) -> None:
 
 
 def _answer(port: int, context: ssl.SSLContext | None, probe: str) -> None:
-    """Make one request; 401 is an answer, too."""
+    """Make one request; 401 is also an answer."""
     with socket.create_connection(("127.0.0.1", port), timeout=START_DEADLINE) as plain:
         sock = context.wrap_socket(plain, server_hostname="127.0.0.1") if context else plain
         with sock:

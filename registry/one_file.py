@@ -56,7 +56,7 @@ def path() -> Path | None:
 
 
 def bundles() -> tuple[Path, ...]:
-    """Return the path of the one file that runs if a bundle is packed in it, else nothing.
+    """Return the path of the one file that runs if a bundle is packed in it, otherwise no path.
 
     Raises:
         BundleInvalid: the file was cut short.

@@ -109,7 +109,7 @@ def run(settings: Settings, command: tuple[str, ...] = ()) -> int:
     _check(settings, plan)
     open_files.raise_limit()
     for number in (signal.SIGTERM, signal.SIGINT):
-        # Until `serving` installs its own handlers: a start that is interrupted cleans up, too.
+        # Until `serving` installs its own handlers: a start that is interrupted also cleans up.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, exit_by_signal)
     with contextlib.ExitStack() as stack:
@@ -202,7 +202,7 @@ def _check_upstreams(settings: Settings) -> None:
     hosts = [canonical_host(one.host) for one in settings.upstream]
     default = settings.upstream_default
     if default is not None and canonical_host(default) not in hosts:
-        raise ConfigError(f"--upstream-default {default}: give --upstream {default} too")
+        raise ConfigError(f"--upstream-default {default}: also give --upstream {default}")
     if len(set(hosts)) < len(hosts):
         raise ConfigError("--upstream: each HOST can be given once")
     for name, given in (("auth", settings.upstream_auth), ("ca", settings.upstream_ca)):
@@ -366,7 +366,7 @@ async def _mirroring(
     )
     try:
         registries = Registries(reach, mirrors.CONNECTIONS)
-    except OSError as error:  # ssl.SSLError too
+    except OSError as error:  # also ssl.SSLError
         raise ConfigError(
             f"--upstream-ca {settings.upstream_ca}: not a PEM file of certificates: "
             f"{error.strerror or error}"

@@ -159,7 +159,7 @@ class Beneath:
 
 
 def best_lookup(directory: int) -> Lookup:
-    """Return `by_openat2` if the kernel and the sandbox allow that call, else `by_walking`."""
+    """Return `by_openat2` if the kernel and the sandbox allow that call, otherwise `by_walking`."""
     try:
         found = by_openat2(directory, b".")
     except (OSError, AttributeError):

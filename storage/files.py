@@ -77,7 +77,7 @@ def not_regular(path: Path) -> FileNotFoundError:
 
 
 def is_absent(error: OSError) -> bool:
-    """Whether an error means that the path does not exist; links in a circle lead nowhere too."""
+    """Whether an error means that the path does not exist; links in a circle also lead nowhere."""
     return isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ELOOP
 
 

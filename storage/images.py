@@ -71,7 +71,7 @@ class Layer:
     """One layer of a stack, bottom first.
 
     Attributes:
-        size: of the stored blob, else as the manifest says; None if neither is known.
+        size: of the stored blob, otherwise as the manifest says; None if neither is known.
         created_by: the build step, from the config's history; "" if it has none.
         shared_with: other images with the same layer.
     """

@@ -99,7 +99,7 @@ class Manifest:
             that are blobs by their type, as in BuildKit's registry cache before 0.21.
         manifests: the children that an index names.
         subject: the manifest this one refers to, for the referrers list.
-        artifact_type: its own, else the config's media type (image manifests only).
+        artifact_type: its own, otherwise the config's media type (image manifests only).
         annotations: of the manifest itself.
         faults: parts of a stored manifest that could not be read.
         ambiguous: whether other decoders may read a stored manifest differently.

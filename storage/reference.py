@@ -152,7 +152,7 @@ class Reference(NamedTuple):
     Attributes:
         host: of the upstream registry, lower case, with its port if it has one.
         repository: within that registry.
-        tag: None if the name has none, or has a digest too.
+        tag: None if the name has none, or also has a digest.
         digest: of a name that ends in ``@digest``.
     """
 

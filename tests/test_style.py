@@ -38,6 +38,9 @@ RELATIVE = re.compile(
 )
 """A "what" in place of a noun, such as images, files or changes; "says what is wrong" may stay."""
 
+ENDINGS = re.compile(r"\w,? too(?=[.;:)]|$)|, else (?!if\b)(?=[\w`])")
+"""A "too" hung on the end of a clause, for "also"; an "else" for "otherwise"."""
+
 SUBJECTS = re.compile(
     r"(?:^|[.:;] (?:and |or )?)[Ww]ho (?![^.:;?]*\?)|\bwho may\b(?! have)|"
     r"\b([Tt]hose|[Oo]ne|and|but|for|of) who\b"
@@ -315,6 +318,22 @@ def test_things_without_a_name_are_seen() -> None:
         "path: {what} is damaged",
     ):
         assert not RELATIVE.search(text), text
+
+
+def test_clauses_end_in_plain_words() -> None:
+    """No clause ends in "too" or begins with "else"; those of tests may."""
+    code = (".js", ".sh")
+    remarks = (one for one in _remarks() if not one[0].startswith("tests/"))
+    found = [
+        f"{where}: …{text[max(0, m.start() - 30) : m.end() + 30]}…"
+        for where, text in (*_pages(), *remarks)
+        for m in ENDINGS.finditer(text)
+        if not where.endswith(code)
+    ]
+    assert found == []
+    assert ENDINGS.search("Signatures are copied, too.")
+    assert ENDINGS.search("The size, else None.")
+    assert not ENDINGS.search("That is too large: it is one or else the other.")
 
 
 def test_people_and_programs_are_named() -> None:

@@ -4,7 +4,7 @@ Modules are code objects, read from the file by their offsets. Extension modules
 only they need, cannot be loaded by an offset: each is copied into a file in memory when it is first
 imported. Nothing is written to a disk.
 
-The file is a Python interpreter for its own modules, too: ``FILE -I -S FILE/path/of/module.py``
+The file is also a Python interpreter for its own modules: ``FILE -I -S FILE/path/of/module.py``
 runs one of them, so `sys.executable` works as elsewhere.
 """
 

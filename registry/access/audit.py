@@ -85,7 +85,8 @@ class Audit:
             http: the request, for its address.
             request: the same, parsed.
             user: the name that was claimed; "" without one.
-            code: the reason: ``denied`` for a lack of rights, else `auth.errors.AuthError.code`.
+            code: the reason: ``denied`` for a lack of rights, otherwise
+                `auth.errors.AuthError.code`.
             detail: the reason in words.
         """
         address = canonical_address(http.remote or "")

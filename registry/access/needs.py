@@ -69,7 +69,7 @@ class AccessRequest(NamedTuple):
         method: of HTTP.
         rule: of its route; None denies.
         repository: "" where the endpoint has none.
-        optional: pairs that the request does not require but can use: challenges ask for them too.
+        optional: pairs that the request does not require but can use: challenges also ask for them.
         ns: the registry that containerd asks on behalf of, "" without.
         node: that the path names, "" without.
     """

@@ -139,7 +139,7 @@ def _transport(
 
 
 def _names(settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names that the certificate must have, and those that it should have too."""
+    """Return the names that the certificate must have, and those that it should have."""
     from mayfly.registry.pki.addresses import needed_names, wanted_names
 
     listen = [address.host for address in settings.listen]

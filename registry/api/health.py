@@ -26,7 +26,7 @@ async def alive(context: Context, http: HTTPRequest, request: Request) -> Respon
 async def ready(context: Context, http: HTTPRequest, request: Request) -> Response:
     """GET ``/readyz``: confirm that requests are served.
 
-    A draining registry is ready too: pulls under way continue, and Kubernetes sends their next
+    A draining registry is also ready: pulls under way continue, and Kubernetes sends their next
     connections only to a server that is ready.
     """
     return answer(body=b"ok\n", content_type="text/plain")

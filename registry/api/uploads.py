@@ -200,7 +200,7 @@ async def _check_room(context: Context, size: int) -> None:
 
 
 async def _append(context: Context, http: HTTPRequest, upload: Upload) -> int:
-    """Append the body where ``Content-Range`` says, else at the end; return the new offset."""
+    """Append the body where ``Content-Range`` says, otherwise at the end; return the new offset."""
     await _check_room(context, http.announced_length)
     offset = upload.offset
     header = http.headers.get("Content-Range")

@@ -118,7 +118,7 @@ HERE = {
     type=click.Choice(["none", "ssh"]),
     default="none",
     show_default=True,
-    help="Look at nodes over ssh, too; they are not changed.",
+    help="Also look at nodes over ssh; they are not changed.",
 )
 @images_option
 @ssh_options

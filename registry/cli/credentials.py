@@ -20,7 +20,7 @@ DEFAULT_HOURS = 12.0
 
 
 @click.command("credentials", cls=Command)
-@click.option("--push", is_flag=True, help="May push too; otherwise it pulls only.")
+@click.option("--push", is_flag=True, help="May also push; otherwise it pulls only.")
 @click.option("--repositories", metavar="GLOB", default="**", help="Repositories it is for.")
 @click.option("--name", default="node", show_default=True, help="Its name in audit and report.")
 @click.option("--node", metavar="NAME", help="The one node that will use it, for coverage.")

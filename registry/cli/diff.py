@@ -33,7 +33,7 @@ _SIGNS = {"added": "+", "changed": "~", "deleted": "-"}
 @click.command("diff", cls=Command)
 @click.argument("old", metavar="A")
 @click.argument("new", metavar="B")
-@click.option("--files", is_flag=True, help="Compare the file trees of changed images, too.")
+@click.option("--files", is_flag=True, help="Also compare the file trees of changed images.")
 @click.option("--image", "only", multiple=True, help="Compare this image alone. Repeatable.")
 @as_json
 @click.pass_context

@@ -32,7 +32,7 @@ _LOGOUT_SECONDS = 20
 DISTRIBUTIONS = ("talos", "openshift", "k3s", "rke2", "crio")
 
 
-_RUNTIME_HELP = "Runtime of the node; podman stands for CRI-O, skopeo and buildah, too."
+_RUNTIME_HELP = "Runtime of the node; podman also stands for CRI-O, skopeo and buildah."
 
 _runtime = click.option(
     "--runtime",

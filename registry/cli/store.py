@@ -79,7 +79,7 @@ def ls(
 
 
 def _print_images(reader: Reader, images: Iterator[Image], json: bool, **found: object) -> None:
-    """Print images as they come; in JSON, then the other properties of the document, too."""
+    """Print images as they come; in JSON, then also the other properties of the document."""
     if json:
         rows = (
             {
@@ -359,7 +359,7 @@ def _remove(store: DistributionStore, text: str) -> str:
     "--high",
     type=PERCENT,
     metavar="P",
-    help="Usage of the disk at which images of upstreams are evicted, too.  [default: never]",
+    help="Usage of the disk at which images of upstreams are also evicted.  [default: never]",
 )
 @click.option(
     "--low", type=PERCENT, metavar="P", help="Usage to come down to.  [default: 5 below --high]"

@@ -20,7 +20,7 @@ class ClusterNode:
     """A node of the cluster.
 
     Attributes:
-        addresses: all of them, its host names too.
+        addresses: all of them, also its host names.
         version: of its kubelet.
         runtime: with its version, such as ``containerd://2.1.9``.
         boot: ID of its kernel's start; "" if unknown.

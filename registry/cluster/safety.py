@@ -464,7 +464,7 @@ class Judge:
     def _allowlists(self, findings: Iterable[Finding]) -> Iterator[Allowlist]:
         """Yield the configuration for each node where pods come with other credentials.
 
-        It has the node's preloaded images, too: under this policy they would be verified.
+        It also has the node's preloaded images: under this policy they would be verified.
         """
         asked: dict[str, set[str]] = {}
         for one in findings:

@@ -256,7 +256,7 @@ def _of_pod(pod: Object, accounts: Accounts) -> Iterator[ImageUse]:
 def _of_successor(pod: Object, accounts: Accounts, idle: Collection[str]) -> Iterator[ImageUse]:
     """Yield the images of the pod that a pod's owner would make in its place, on any node.
 
-    A pod that is deleted or evicted has a successor, too.
+    A pod that is deleted or evicted also has a successor.
 
     Args:
         idle: UIDs of owners that make no pods.
@@ -405,7 +405,7 @@ def _names(spec: Object) -> tuple[str, ...]:
 def _owner(one: Object) -> tuple[str, str]:
     """Return kind and UID of the object that controls one; twice "" if none does.
 
-    The kind has its API group, since other projects have a DaemonSet, too: "apps/DaemonSet", and
+    The kind has its API group, since other projects also have a DaemonSet: "apps/DaemonSet", and
     "v1/Node" for one of Kubernetes' core.
     """
     for owner in objects(one, "metadata", "ownerReferences"):

@@ -72,7 +72,7 @@ def login_to(settings: Settings, security: Security, bound: Address) -> Login:
     """Return the address of this registry, and the user of `mayfly run`'s command.
 
     Clients cannot connect to an address for all interfaces: the first ``--hostname`` takes its
-    place, else the host's first address. ``--external-url`` takes the place of both.
+    place, otherwise the host's first address. ``--external-url`` takes the place of both.
     """
     address = bound
     if bound.host in ("0.0.0.0", "::"):

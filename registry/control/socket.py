@@ -227,7 +227,7 @@ def _pieces(document: Any, depth: int) -> Iterator[str]:
 
 
 def runtime_directory(environment: Mapping[str, str]) -> Path:
-    """Return the directory of sockets: ``$XDG_RUNTIME_DIR/mayfly``, else ``/run/mayfly``."""
+    """Return the directory of sockets: ``$XDG_RUNTIME_DIR/mayfly``, otherwise ``/run/mayfly``."""
     given = environment.get("XDG_RUNTIME_DIR", "")
     return Path(given if given.startswith("/") else "/run") / "mayfly"
 

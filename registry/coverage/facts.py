@@ -156,7 +156,7 @@ class NodeFacts:
         """Whether a request for a manifest changes a conclusion.
 
         Args:
-            got: by GET; else by HEAD.
+            got: by GET; otherwise by HEAD.
             claims: whether the request claims that the node has the image.
         """
         pull = self.pulls.get(key)
@@ -262,7 +262,7 @@ class Facts:
         return facts is not None and digest in facts.blobs
 
     def last_pending(self, node: str, digests: Collection[str]) -> int:
-        """Return the order of the last fact about pending content among ``digests``; else 0."""
+        """Return the order of the last fact about pending content among ``digests``, or 0."""
         facts = self.by_node.get(node)
         if facts is None or not facts.pending:
             return 0

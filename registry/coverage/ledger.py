@@ -110,7 +110,7 @@ class Ledger:
         """Record that a manifest was served to a node.
 
         Args:
-            got: by GET; else by HEAD.
+            got: by GET; otherwise by HEAD.
             claims: whether the request is one that a container runtime makes when it has the image.
             tag: by which it was asked for; None for a digest.
         """

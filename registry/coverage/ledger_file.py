@@ -27,7 +27,7 @@ class LedgerFile:
     Args:
         path: of the file.
         version: first line of the file; a file with another first line counts as empty.
-        older: first lines of older versions that are read, too.
+        older: first lines of older versions that are also read.
 
     Attributes:
         lines: number of lines in the file.

@@ -135,7 +135,7 @@ class ManifestGraph:
         return known is not None and not known.children
 
     def cached_complete(self, repository: str, digest: str) -> ManifestRefs | None:
-        """Return the references of one manifest if its closure is in memory, too. Quick."""
+        """Return the references of one manifest if its closure is also in memory. Quick."""
         known = self._refs.get((repository, digest))
         if known is None or (known.children and self._closures.get((repository, digest)) is None):
             return None

@@ -53,7 +53,7 @@ RANKED = (State.CLAIMED, State.SERVED, State.PROVEN)
 def accepted(weakest: State) -> frozenset[State]:
     """Return the states that are at least as good as one of `RANKED`.
 
-    `State.PRESENT_BEFORE` is as good as `State.PROVEN`: the node's own word, too.
+    `State.PRESENT_BEFORE` is as good as `State.PROVEN`: also the node's own word.
     """
     return frozenset((*RANKED[RANKED.index(weakest) :], State.PRESENT_BEFORE))
 

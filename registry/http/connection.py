@@ -316,7 +316,7 @@ class Connection(asyncio.BufferedProtocol):
         return False
 
     def _next_head(self) -> bytes:
-        """Take the next head, if it is complete, else nothing.
+        """Take the next head; b"" until it is complete.
 
         A head that comes in crumbs is searched once, not again with each of them.
 

@@ -248,7 +248,7 @@ class FileSender:
                 except RuntimeError:
                     if not self._workers:
                         raise
-                    # The host allows no more of them; those that run send this file, too.
+                    # The host allows no more of them; those that run also send this file.
                 else:
                     self._workers += 1
             self._epoll.register(descriptor, _ARMED)

@@ -181,8 +181,8 @@ class ChunkedReader:
 
         Returns:
             The number of bytes of content, and of raw bytes consumed. The rest of the raw bytes
-            belongs to the next request if the body is complete; else decode it in another turn of
-            the event loop.
+            belongs to the next request if the body is complete; otherwise decode it in another turn
+            of the event loop.
 
         Raises:
             FramingInvalid: the chunks are malformed.

@@ -25,7 +25,7 @@ _MAX_ACCEPTED_AT_ONCE = 128
 """Connections accepted before other callbacks of the event loop run."""
 
 _MAX_SETUPS_AT_ONCE = 8
-"""Connections set up in one turn of the event loop, so that requests get their turn, too."""
+"""Connections set up in one turn of the event loop, so that requests also get their turn."""
 
 _MAX_RANKED_AT_ONCE = 32
 """Connections that are dropped or demoted for each one that is set up."""

@@ -180,7 +180,7 @@ class TLSOutlet:
                 self._unsent = [memoryview(b"".join(self._unsent))]
                 self._note_held()
             except ConnectionResetError:
-                # The piece is encrypted, and so counts in the channel: it must count here, too.
+                # The piece is encrypted, and so counts in the channel: it must also count here.
                 self._unsent, self._is_gone = [], True
         return taken
 

@@ -69,7 +69,7 @@ class HTTPRequest:
 
     @property
     def remote(self) -> str | None:
-        """The client's address: from a trusted proxy's header, else from the connection."""
+        """The client's address: from a trusted proxy's header, otherwise from the connection."""
         return self.connection.peer if self.client is None else self.client
 
     def is_gone(self) -> bool:

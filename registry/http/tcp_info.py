@@ -27,7 +27,7 @@ _BYTES_ACKED = struct.Struct("=120xQ")
 def acknowledged(connected: socket.socket) -> int:
     """Return the bytes sent and acknowledged by the peer; 0 if there are none.
 
-    It is 0 where the kernel does not tell, too: that of gVisor answers in full length, with zeros
+    It is also 0 where the kernel does not tell: that of gVisor answers in full length, with zeros
     (pkg/tcpip of its sources).
     """
     found = _read(connected)

@@ -19,7 +19,7 @@ _CHUNK = 65536
 
 
 class StopFile:
-    """A file exists. One from before the start counts, too.
+    """A file exists. One from before the start also counts.
 
     Raises:
         ConfigError: the directory it would appear in does not exist.

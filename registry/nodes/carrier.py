@@ -18,7 +18,7 @@ class ScriptEnd(NamedTuple):
 
     Attributes:
         code: its exit code; `programs.TIMED_OUT` if it took too long.
-        cause: why the script did not run to its end, where the carrier knows; else None.
+        cause: why the script did not run to its end, where the carrier knows; otherwise None.
         detail: text for people about that; may come from other machines.
     """
 

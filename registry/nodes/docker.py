@@ -84,7 +84,7 @@ def _parse(existing: bytes | None) -> dict[str, Any]:
     if existing is None or not existing.strip():
         return {}
     try:
-        # dockerd takes a byte order mark, too.
+        # dockerd also takes a byte order mark.
         settings = json.loads(existing.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise TrustError(f"{DAEMON_JSON}: not valid JSON ({error}); mend the file first") from None

@@ -54,7 +54,7 @@ class ImageContent(NamedTuple):
     def layers_for(self, architecture: str) -> Mapping[Digest, LayerSize] | None:
         """Return the layers for a Linux node; None if the image does not have its platform.
 
-        Of several variants of its architecture those without a name, else of the newest.
+        Of several variants of its architecture those without a name, otherwise of the newest.
         """
         name = f"linux/{architecture}"
         fitting = [one for one in self.platforms if one == name or one.startswith(f"{name}/")]

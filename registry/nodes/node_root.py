@@ -52,7 +52,7 @@ class NodeRoot:
         """
         real = self.real(path)
         real.mkdir(exist_ok=True)
-        # Whatever the umask: users other than root run podman, too.
+        # Whatever the umask: users other than root also run podman.
         if stat.S_IMODE(real.stat().st_mode) != _DIRECTORY_MODE:
             real.chmod(_DIRECTORY_MODE)
         sync(real.parent)

@@ -275,7 +275,7 @@ def images_of(names: Iterable[str], registry: str) -> list[NodeImage]:
 
 
 def with_mirrors(target: Target, images: Iterable[NodeImage]) -> Target:
-    """Return a target that mirrors the upstreams of these images, too."""
+    """Return a target that also mirrors the upstreams of these images."""
     hosts = (image.reference.partition("/")[0] for image in images)
     mirrors = dict.fromkeys((*target.mirrors, *hosts))
     mirrors.pop(target.registry, None)

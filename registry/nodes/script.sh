@@ -293,7 +293,7 @@ planned() { # mode path content merged
     add_line "$work/planned" "$number$tab$1$tab$2"
 }
 
-# Whether a file is absent, written by this script, or names the registry; else give a note.
+# Whether a file is absent, written by this script, or names the registry; otherwise give a note.
 is_free() { # path note
     if [ -e "$tree$1" ] && [ -z "$(entry_of "$1" "$work/old")" ]; then
         grep -qF "$url" "$tree$1" || note "$2"
@@ -301,7 +301,7 @@ is_free() { # path note
     fi
 }
 
-# Whether this node has a CRI-O, and no other file says which images it pins; else give a note.
+# Whether this node has a CRI-O, and no other file says which images it pins; otherwise give a note.
 crio_pins_are_free() { # path of the drop-in
     has crio || return 1
     for file in "$tree/etc/crio/crio.conf" "$tree/etc/crio/crio.conf.d"/*; do
@@ -332,7 +332,7 @@ use: mayfly node-config revert"
 
 # Take over into the journal the files that pasted commands wrote. Their list is removed last, after
 # the files of before are saved, so this can be done twice. Files that a paste did not finish are
-# removed, too.
+# also removed.
 take_over() {
     [ -f "$journal/pasted" ] || return 0
     set_text "$work/before" ''
@@ -630,7 +630,7 @@ log_out() {
 
 # ---- Runtimes: find one, pull, pin, look ---------------------------------------------------------
 
-# Whether this node has a kubelet, as far as files tell; k3s and RKE2 have one, too.
+# Whether this node has a kubelet, as far as files tell; k3s and RKE2 also have one.
 has_kubelet() { [ -d "$tree/var/lib/kubelet" ] || [ -d "$tree/var/lib/rancher" ]; }
 
 # Set runtime and family; 1 if none answers.

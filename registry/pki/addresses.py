@@ -85,7 +85,7 @@ def needed_names(listen: Iterable[str], names: Iterable[str] = ()) -> tuple[str,
     """The canonical names and addresses a certificate must hold, in a fixed order.
 
     An unspecified address such as 0.0.0.0 adds nothing if the operator gave a name to reach the
-    host by, else all addresses of the host.
+    host by, otherwise all addresses of the host.
 
     Args:
         listen: addresses to serve on.

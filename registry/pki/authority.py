@@ -13,7 +13,7 @@ trusting it:
 - The server certificate is short-lived. A new one is made, by the same CA and for the same key
   (which clients may have pinned), when it lacks a wanted name, is within the last third of its
   life, does not fit its key or the CA. `renew` does that while the server runs. A key that others
-  could read is replaced, too.
+  could read is also replaced.
 - A CA key that others could read, or a file of another user, is refused: only the operator knows
   their use of it.
 
@@ -157,8 +157,8 @@ def renew(
             # Without the time of this host: it is the same problem at each attempt.
             raise TrustError(
                 f"{authority.path}: this CA expired {to_the_minute(authority.not_after)}: set the "
-                "clock if it is wrong, else stop Mayfly and start it again, for another CA, which "
-                "every node must be told to trust"
+                "clock if it is wrong, otherwise stop Mayfly and start it again, for another CA, "
+                "which every node must be told to trust"
             )
         return _renew_leaf(directory, authority, names, extra, now)
 

@@ -56,8 +56,8 @@ class Certificate:
         fault = self.expired(now) or self.not_yet_valid(now)
         if fault is not None:
             raise TrustError(
-                f"{self.path}: certificate {fault}: set the clock if it is wrong, else renew the "
-                "certificate, or serve with --tls auto"
+                f"{self.path}: certificate {fault}: set the clock if it is wrong, otherwise renew "
+                "the certificate, or serve with --tls auto"
             )
 
     def expired(self, now: datetime) -> str | None:

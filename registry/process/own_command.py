@@ -68,7 +68,7 @@ def own_command(directory: Path) -> Iterator[Path | None]:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with os.fdopen(os.open(entry, flags, 0o700), "wb") as file:
         file.write(script)
-    # access(2) considers how the file system is mounted, for root too.
+    # access(2) considers how the file system is mounted, also for root.
     if os.access(entry, os.X_OK):
         yield directory
         return

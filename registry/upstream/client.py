@@ -6,7 +6,7 @@ insecure; gets tokens by the challenge of the first 401; and retries after error
     ask ──200/206──► answer
      │ 401, once: get a token, ask again
      │ 3xx: follow, without credentials when the host differs
-     │ 429, 5xx, broken connection: wait (Retry-After, else 2 s doubling to 30 s), ask again
+     │ 429, 5xx, broken connection: wait (Retry-After, or 2 s doubling to 30 s), ask again
 
 Nothing here trusts the other side: every body has a limit and a slowest rate, digests are computed
 and compared, tokens come by HTTPS or from the registry itself, and credentials never follow a
@@ -104,7 +104,7 @@ class Access:
 
     Attributes:
         url: scheme, host and port, and a path prefix; without a slash at the end.
-        namespace: the value of ``ns``, when the URL is a mirror of another host; else None.
+        namespace: the value of ``ns``, when the URL is a mirror of another host; otherwise None.
         ssl: the trust for HTTPS.
     """
 
@@ -586,7 +586,7 @@ def let_go(response: aiohttp.ClientResponse) -> None:
 
 
 async def refusal(response: aiohttp.ClientResponse) -> str:
-    """Return the first error of an OCI error document, to be added to a message; else nothing."""
+    """Return the first error of an OCI error document, to be added to a message; "" without one."""
     try:
         async with asyncio.timeout(_REASON_SECONDS):
             document = json.loads(await response.content.read(_MAX_REASON))

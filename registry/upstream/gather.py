@@ -351,7 +351,7 @@ class ImageLookup:
             raise TooMuch(f"{self._wanted.source}: {error}") from None
 
     async def referrers(self, subject: Digest) -> Iterable[Digest]:
-        """See `storage.transfer.attached.Asked`: by the referrers API, else by the fallback tag."""
+        """See `storage.transfer.attached.Asked`: by the referrers API or the fallback tag."""
         for source in self._owners:
             listed = await source.referrers(self._host, self._repository, subject)
             if listed is not None:

@@ -80,7 +80,7 @@ class Wanted:
         target: the reference to store it under; None keeps the source's own.
         tags: which tags of the repository; None for the one image that ``source`` names.
         platforms: ``os/arch[/variant]``; empty for all.
-        referrers: whether signatures and attestations are wanted too.
+        referrers: whether signatures and attestations are also wanted.
         origin: the place in the list, for messages: ``images.txt:3``.
     """
 

@@ -129,7 +129,7 @@ class PushRegistry(Registry):
         """Link a blob of another repository; see `push_blob` for the result.
 
         Returns:
-            None if it is there now, else the URL of a session, or "" if the registry refused.
+            None if it is there now, otherwise the URL of a session, or "" if the registry refused.
         """
         self._allow_source(repository, source)
         where = f"{self.host}/{repository}@{digest}"
@@ -233,7 +233,7 @@ class PushRegistry(Registry):
         return url
 
     def _allow_source(self, repository: str, source: str) -> None:
-        """Let the next token for a repository allow pulls from another one, too."""
+        """Let the next token for a repository also allow pulls from another one."""
         sources = self._mounted.setdefault(repository, set())
         if source not in sources and len(sources) < _MAX_SCOPES:
             sources.add(source)

@@ -29,7 +29,7 @@ class Reach:
 
     Attributes:
         mirrors: host, as in image names, to the URL to ask instead.
-        insecure: hosts that are asked by plain HTTP; loopback is, too.
+        insecure: hosts that are asked by plain HTTP, as loopback is.
         secure: hosts on loopback that are asked by HTTPS.
         ca: PEM file of CAs that are trusted besides the system's.
         credentials: host to credentials that win over stored logins.

@@ -22,7 +22,7 @@ from mayfly.storage.manifest import INDEX_TYPES, MAX_SIZE, OCI_INDEX, Manifest
 from mayfly.storage.transfer.attached import flat_tag
 
 Mounted = str | None
-"""None for a blob that is there now, else an upload session, or "" without one."""
+"""None for a blob that is there now, otherwise an upload session, or "" without one."""
 
 
 class Target(Endpoint, Protocol):

@@ -154,7 +154,7 @@ class Opened:
             self._directories[position] = in_directory(label, files, base, maker, proofs)
 
     def join(self, proofs: Proofs) -> None:
-        """Make registries' directories of the tars: of an oc-mirror set one, else of each one.
+        """Make registries' directories of the tars: of an oc-mirror set one, otherwise of each one.
 
         The directory of a set has the position of the first of its tars.
 

@@ -40,7 +40,7 @@ class Layout:
         self.scratch = self.base / "_mayfly" / "scratch"
 
     def data(self, digest: Digest) -> Path:
-        """The bytes of a blob; manifests are blobs too."""
+        """The bytes of a blob; manifests are also blobs."""
         return _beside_blob(self.blobs, digest, "data")
 
     def record(self, digest: Digest, name: str) -> Path:

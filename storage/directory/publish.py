@@ -3,7 +3,7 @@
 Publishing writes a temporary file on the same filesystem, syncs it, renames it into place and syncs
 the directory (see `storage.files`). A crash at any point leaves the old state or the new one. After
 power loss a directory entry exists only if its parent was synced, so directories made on the way
-are synced into their parents too.
+are also synced into their parents.
 
 A visible file may not be synced yet: its writer may be about to sync it, or have died before that.
 So call `Publisher.confirm` before relying on a file, and `Publisher.confirm_absent` before relying

@@ -59,8 +59,8 @@ class Records:
     def may_be_whole(self, digest: Digest, status: os.stat_result) -> bool:
         """Quick. Whether no record contradicts that a blob's file is its content.
 
-        Costs no system call for a file that is unchanged since the last call, else one stat(2), or
-        for another writer's file a listing of its directory.
+        Costs no system call for a file that is unchanged since the last call, otherwise one
+        stat(2), or for another writer's file a listing of its directory.
 
         Args:
             status: of the ``data`` file, a regular one.

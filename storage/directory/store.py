@@ -68,7 +68,7 @@ class Parts(NamedTuple):
 
 
 class DistributionStore(DirectoryReader):
-    """See `storage.interface.Store`; ``root`` is the directory that registry:2 is given too.
+    """See `storage.interface.Store`; ``root`` is a directory that registry:2 can also use.
 
     An overlay passes itself as ``seen`` to the methods that have it: references of a push are
     looked up there, and may lie in the stores beneath.

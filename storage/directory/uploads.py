@@ -283,7 +283,7 @@ class Uploads:
 
     @staticmethod
     def _is_older(directory: Path, is_old: Callable[[float], bool]) -> bool:
-        # A session of registry:2 may have no data yet; its directory has a time too.
+        # A session of registry:2 may have no data yet; its directory also has a time.
         for path in (directory / "data", directory):
             with contextlib.suppress(OSError):
                 return is_old(path.stat().st_mtime)

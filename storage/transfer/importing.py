@@ -329,7 +329,7 @@ def _copy(
 def _good_copy(
     source: LowerStore, repository: str, digest: Digest, extent: Extent
 ) -> Extent | None:
-    """Return the extent if it is good, else one of another bundle; None if there is none."""
+    """Return the extent if it is good, otherwise one of another bundle; None if there is none."""
     if extent.proof is not None:
         try:
             extent.proof.establish()

@@ -93,7 +93,7 @@ def _check_blob(
 
 
 def _hash(content: Content, digest: Digest, progress: Progress) -> tuple[Fault, str] | int:
-    """Return the size of good content, else the fault and its reason."""
+    """Return the size of good content, otherwise the fault and its reason."""
     hasher = digests.hasher(digest.algorithm)
     position = 0
     try:

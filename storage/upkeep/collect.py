@@ -104,7 +104,7 @@ def collect(
     """Remove unreferenced blobs untouched for ``grace`` seconds.
 
     Args:
-        store: the store; manifests of the stores beneath it keep blobs too.
+        store: the store; manifests of the stores beneath it also keep blobs.
         grace: seconds.
         dry_run: remove nothing.
         untagged: first delete equally old manifests that no tag leads to, neither through an

@@ -341,7 +341,7 @@ def repair(
     """Mend one finding and return whether that was possible.
 
     Links are restored from the store's own records. Bytes come from the source. A tag points at the
-    source's manifest again, else at the only one it ever pointed at.
+    source's manifest again, otherwise at the only one it ever pointed at.
 
     Raises:
         DigestInvalid: the source's content does not have the digest either; nothing was changed.

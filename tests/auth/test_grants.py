@@ -85,7 +85,7 @@ GRANT = '[[grant]]\nuser = "a"\nrole = "guest"\nrepositories = "b"\n'
         (GRANT.replace('user = "a"', "anonymous = false"), "'anonymous' can only be true"),
         (GRANT.replace('user = "a"', "anonymous = 1"), "'anonymous' can only be true"),
         (GRANT.replace("user", "group"), "grant 1: group 'a' is not under"),
-        (GRANT + GRANT.replace("guest", "developer"), "grant 2: grant 1 is to user a on 'b' too"),
+        (GRANT + GRANT.replace("guest", "developer"), "grant 2: grant 1 is also to user a on 'b'"),
         (
             GRANT.replace('user = "a"', "anonymous = true").replace("guest", "developer"),
             "anonymous cannot have role developer, only guest or limitedGuest",

@@ -171,7 +171,7 @@ async def test_a_login_for_the_upstream(hub: FakeUpstream, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (["--upstream-default", "docker.io"], "give --upstream docker.io too"),
+        (["--upstream-default", "docker.io"], "also give --upstream docker.io"),
         (["--upstream", "docker.io", "--upstream", "index.docker.io"], "given once"),
         (["--upstream-ca", "/none"], "of no use without --upstream"),
         (["--upstream", "docker.io", "--upstream-ca", "/none"], "No such file"),
