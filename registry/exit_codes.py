@@ -52,13 +52,30 @@ def exit_code_of_signal(number: int) -> int:
     return 128 + number
 
 
+_arrived: list[int] = []
+"""Numbers of the signals that `exit_by_signal` has answered."""
+
+
 def exit_by_signal(number: int, _frame: object) -> NoReturn:
     """End the process, with its cleanup; a signal handler.
 
     Raises:
         SystemExit: with the exit code of the signal.
     """
+    _arrived.append(number)
     raise SystemExit(exit_code_of_signal(number))
+
+
+def exit_by_lost_signal() -> None:
+    """End the process if `exit_by_signal` was called and its exception was dropped.
+
+    The compiler drops it while it folds the constants of a module that is imported.
+
+    Raises:
+        SystemExit: with the exit code of that signal.
+    """
+    if _arrived:
+        raise SystemExit(exit_code_of_signal(_arrived.pop()))
 
 
 def describe() -> list[tuple[str, str]]:

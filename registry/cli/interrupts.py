@@ -7,7 +7,7 @@ import signal
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from mayfly.registry.exit_codes import exit_code_of_signal
+from mayfly.registry.exit_codes import exit_by_lost_signal, exit_code_of_signal
 
 T = TypeVar("T")
 
@@ -18,8 +18,14 @@ def run_cancellable(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end. The first signal cancels it; the second ends the process at once.
 
     Raises:
-        SystemExit: it was cancelled by a signal; with the exit code of that.
+        SystemExit: it was cancelled by a signal, or one that came before was lost; with the exit
+            code of that.
     """
+    try:
+        exit_by_lost_signal()
+    except SystemExit:
+        main.close()
+        raise
     usual = {number: signal.getsignal(number) for number in _SIGNALS}
     received: list[int] = []
 

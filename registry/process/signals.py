@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable
 
 from mayfly.registry.ending import EndKind, EndReason, Latch
-from mayfly.registry.exit_codes import exit_code_of_signal
+from mayfly.registry.exit_codes import exit_by_lost_signal, exit_code_of_signal
 
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 _STOPS_ALONE = (signal.SIGHUP,)
@@ -37,7 +37,12 @@ class Signals:
         self.second = Latch()
 
     def install(self) -> None:
-        """Install the handlers. A signal that is ignored stays ignored, as `nohup` intends."""
+        """Install the handlers. A signal that is ignored stays ignored, as `nohup` intends.
+
+        Raises:
+            SystemExit: a signal that came before was lost.
+        """
+        exit_by_lost_signal()
         loop = asyncio.get_running_loop()
         for number in _STOPS + (_STOPS_ALONE if self._forward is None else _FORWARDED):
             if signal.getsignal(number) is not signal.SIG_IGN:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.registry.cli.interrupts import run_cancellable
 from mayfly.registry.ending import EndKind
+from mayfly.registry.exit_codes import exit_by_signal
 from mayfly.registry.lifecycle import inotify
 from mayfly.registry.lifecycle.watches import ParentDeath, StandardInput, StopFile
 from mayfly.registry.process.signals import Signals
@@ -162,6 +165,16 @@ async def test_signals() -> None:
     finally:
         signals.remove()
         signal.signal(signal.SIGHUP, before)
+
+
+def test_signal_whose_exception_was_dropped() -> None:
+    """The server ends by it before it serves, and so does a command that can be cancelled."""
+    for begin in (Signals().install, lambda: run_cancellable(asyncio.sleep(0))):
+        with contextlib.suppress(SystemExit):
+            exit_by_signal(signal.SIGTERM, None)
+        with pytest.raises(SystemExit) as left:
+            begin()
+        assert left.value.code == 143
 
 
 async def test_signals_are_handed_on() -> None:
