@@ -11,8 +11,11 @@ import click
 
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.options import as_json, print_json, state_directory
+from mayfly.registry.errors import NotRunning
 from mayfly.registry.exit_codes import Exit
-from mayfly.registry.state.directory import REPORT
+from mayfly.registry.settings.errors import ConfigError
+from mayfly.registry.state.directory import READY, REPORT
+from mayfly.registry.text import echo
 
 if TYPE_CHECKING:
     from mayfly.registry.control.report import Report
@@ -42,6 +45,7 @@ def command(file: Path | None, page: Path | None, state_dir: Path, json: bool) -
     if json and page is not None and str(page) == _STANDARD_OUTPUT:
         raise click.UsageError("--html - and --json both print: name a file for the page")
     where = file or state_dir / REPORT
+    newer = "" if file is not None else _newer(state_dir)
     shown = rendered = ""
     try:
         content = load(where)
@@ -50,7 +54,7 @@ def command(file: Path | None, page: Path | None, state_dir: Path, json: bool) -
         elif not json:
             shown = _text_of(content)
     except OSError as error:
-        raise click.UsageError(f"{where}: {error.strerror}") from None
+        raise click.UsageError(f"{where}: {error.strerror}{newer and f'; {newer}'}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise click.UsageError(f"{where}: not a report that this version can read") from None
     if page is not None:
@@ -59,7 +63,27 @@ def command(file: Path | None, page: Path | None, state_dir: Path, json: bool) -
         print_json(content)
     elif page is None:
         click.echo(shown, nl=False)
+    if newer and not json:
+        echo(f"this is the report of an earlier run: {newer}", err=True)
     return Exit.DONE
+
+
+def _newer(state_dir: Path) -> str:
+    """Return a sentence about a run that is under way, whose report is not there yet, or ""."""
+    from mayfly.registry.control.client import connect
+
+    if not (state_dir / READY).exists():
+        return ""
+    try:
+        connect(state_dir).close()
+    except NotRunning:
+        return ""
+    except ConfigError:  # it runs, and as another user
+        pass
+    return (
+        f"a Mayfly runs with the state directory {state_dir}, and reports when it ends "
+        "(mayfly status shows it now)"
+    )
 
 
 def _page_of(content: Report) -> str:

@@ -14,7 +14,8 @@ from mayfly.registry.cli.report import command
 from mayfly.registry.control.report_page import render
 from tests.cli.test_json_output import check
 from tests.control.test_report import REPORT
-from tests.support.commands import assert_refused, command_line, environment, mayfly
+from tests.support.commands import assert_refused, command_line, environment, mayfly, started
+from tests.support.process import PATIENCE
 
 
 def test_a_page_has_what_the_report_has() -> None:
@@ -50,6 +51,26 @@ def test_the_command(tmp_path: Path) -> None:
     assert json.loads(both.stdout) == document
     assert page.read_text() == render(REPORT)
     assert_refused(mayfly("report", file, "--html", "-", "--json"), "--html -", "--json")
+
+
+def test_a_report_while_another_run_is_under_way(tmp_path: Path) -> None:
+    """An earlier run's report is not taken for this one's; without one, the message has the way."""
+    state = ("--state-dir", tmp_path / "state")
+    serve = ("serve", *state, "--root", tmp_path / "root", "--listen", "127.0.0.1:0")
+    with started(*serve) as server:
+        assert mayfly("wait", "--ready", *state).returncode == 0
+        says = "a Mayfly runs with the state directory"
+        assert_refused(mayfly("report", *state), "report.json: No such file", says)
+        (tmp_path / "state/report.json").write_text(json.dumps(REPORT))
+        shown = mayfly("report", *state)
+        assert shown.returncode == 0
+        assert "coverage: 1 of 2 nodes" in shown.stdout
+        assert shown.stderr.startswith(f"this is the report of an earlier run: {says}")
+        assert mayfly("report", *state, "--json").stderr == ""
+        assert mayfly("report", tmp_path / "state/report.json").stderr == ""
+        server.terminate()
+        assert server.wait(PATIENCE) == 0
+    assert mayfly("report", *state).stderr == ""
 
 
 def test_a_page_is_utf_8_everywhere(tmp_path: Path) -> None:
