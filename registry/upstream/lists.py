@@ -51,6 +51,9 @@ MAX_NODES = 2_000_000
 
 _SUFFIXES_OF_FILES = (".txt", ".yaml", ".yml", ".json", ".list", ".csv", ".tar")
 
+_DOCUMENT = "---"
+"""The line that begins a YAML document."""
+
 _PLAIN_LINE = re.compile(r"[^\s:#=][^\s=]*(?:=[^\s=]+)?")
 
 
@@ -153,6 +156,9 @@ def read(data: bytes, origin: str) -> ImageList:
         _read_plain(plain, draft)
     else:
         for number, document in enumerate(_documents(text, origin), 1):
+            if isinstance(document, str) and len(document.split()) > 1:
+                # Lines are one text to YAML: a plain list was meant.
+                raise ListInvalid(_line_that_is_not_plain(text, origin))
             place = origin if number == 1 else f"{origin}, document {number}"
             _read_document(document, place, draft)
     return draft.finished()
@@ -255,15 +261,32 @@ def _decoded(data: bytes, origin: str) -> str:
 def _plain_lines(text: str) -> list[tuple[int, str]] | None:
     """The lines of a plain list with their numbers; None if any line is something else."""
     found = []
-    for number, line in enumerate(text.splitlines(), 1):
-        # A comment begins a line or follows white space, so that no digest or tag is cut.
-        content = re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip()
-        if not content:
-            continue
-        if content == "---" or content.endswith(":") or not _PLAIN_LINE.fullmatch(content):
+    for number, content in _contents(text):
+        if not _is_plain(content):
             return None
         found.append((number, content))
     return found
+
+
+def _contents(text: str) -> Iterator[tuple[int, str]]:
+    """The lines that have more than a comment, without it, and their numbers."""
+    for number, line in enumerate(text.splitlines(), 1):
+        # A comment begins a line or follows white space, so that no digest or tag is cut.
+        content = re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip()
+        if content:
+            yield number, content
+
+
+def _is_plain(content: str) -> bool:
+    is_yaml = content == _DOCUMENT or content.endswith(":")
+    return not is_yaml and _PLAIN_LINE.fullmatch(content) is not None
+
+
+def _line_that_is_not_plain(text: str, origin: str) -> str:
+    """The message about a list that has such a line."""
+    odd = [one for one in _contents(text) if not _is_plain(one[1])]
+    number, content = next((one for one in odd if one[1] != _DOCUMENT), odd[0])
+    return f"{origin}:{number}: {_shown(content)!r} is not one image reference; write one a line"
 
 
 def _read_plain(lines: list[tuple[int, str]], draft: _Draft) -> None:

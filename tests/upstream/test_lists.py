@@ -215,6 +215,9 @@ def test_a_tag_beside_a_digest_is_kept() -> None:
 def test_places_are_named() -> None:
     """A message says which line or field is wrong."""
     assert _read("a/b:1\n\n# x\nc/d:2\n").wanted[1].origin == "list:4"
+    for text in ("a/b:1\nc/d 2\n", "---\na/b:1 c/d:2\n", "a/b:1\nc/d:2, e/f:3"):
+        with pytest.raises(ListInvalid, match=r"list:2: '.*' is not one image reference"):
+            _read(text)
     with pytest.raises(ListInvalid, match=r"list:2: .*Name"):
         _read("a/b:1\nInvalid/Name:1:2\n")
 
