@@ -148,7 +148,7 @@ def command(
     from mayfly.registry.nodes.script import images_of
 
     if via != "ssh":
-        refuse_given((*OF_SSH, "concurrency", "nodes"), f"not for --via {via}")
+        refuse_given((*OF_SSH, "concurrency", "nodes"), "for --via ssh alone")
     ready = _running(state_dir, images is not None and (via != "ssh" or nodes is not None))
     listed = listed_images(images, state_dir)
     with node_errors():

@@ -158,9 +158,9 @@ def wait(
         if no_kubernetes:
             refuse_given(("kubeconfig", "context"), "not for --no-kubernetes")
         if via != "ssh":
-            refuse_given(OF_SSH, f"not for --via {via}")
+            refuse_given(OF_SSH, "for --via ssh alone")
         if via == "none":
-            refuse_given(("concurrency",), "not for --via none")
+            refuse_given(("concurrency",), "for --via ssh or kubernetes alone")
         kubectl = Kubectl(kubeconfig, context)
         carriers: dict[str, Carrier] = {
             "ssh": SSH(ssh_config, user, sudo),

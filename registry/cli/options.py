@@ -106,7 +106,7 @@ def refuse_given(names: Iterable[str], what: str) -> None:
 
     Args:
         names: of the command's parameters.
-        what: such as "not for --via ssh".
+        what: such as "for --via ssh alone".
 
     Raises:
         UsageError: one is given.

@@ -180,7 +180,8 @@ def command(
 
     state_dir: Path = registry["state_dir"]
     names = node_names(nodes, state_dir)
-    refuse_given(_OF_PODS if via == "ssh" else OF_SSH, f"not for --via {via}")
+    other, its = ("kubernetes", _OF_PODS) if via == "ssh" else ("ssh", OF_SSH)
+    refuse_given(its, f"for --via {other} alone")
     carrier: Carrier = SSH(ssh_config, user, sudo)
     if via == "kubernetes":
         carrier = Pods(Kubectl(kubeconfig, context), image)

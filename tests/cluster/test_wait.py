@@ -557,10 +557,10 @@ def test_server_that_ends_meanwhile(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "option", "what"),
     [
-        (["--sudo"], "--sudo", "not for --via none"),
-        (["--user", "x"], "--user", "not for --via none"),
-        (["--concurrency", "3"], "--concurrency", "not for --via none"),
-        (["--via", "kubernetes", "--sudo"], "--sudo", "not for --via kubernetes"),
+        (["--sudo"], "--sudo", "for --via ssh alone"),
+        (["--user", "x"], "--user", "for --via ssh alone"),
+        (["--concurrency", "3"], "--concurrency", "for --via ssh or kubernetes alone"),
+        (["--via", "kubernetes", "--sudo"], "--sudo", "for --via ssh alone"),
         (["--no-kubernetes", "--context", "x"], "--context", "not for --no-kubernetes"),
         *(
             (["--covered", *words], words[0], "for --safe-to-stop alone")

@@ -254,7 +254,7 @@ def test_options_for_nodes_that_are_not_looked_at(tmp_path: Path, option: str) -
     """They are refused; those of the environment may be for other commands."""
     state = ("--state-dir", tmp_path)
     done = mayfly("check", *state, option, "3")
-    assert (done.returncode, f"{option} is not for --via none" in done.stderr) == (2, True)
+    assert (done.returncode, f"{option} is for --via ssh alone" in done.stderr) == (2, True)
     assert mayfly("check", *state, env={"MAYFLY_NODES": "x", "MAYFLY_USER": "x"}).returncode == 6
 
 

@@ -393,7 +393,7 @@ def test_options_of_another_way(server: Mayfly) -> None:
     assert_refused(mayfly(*words, "--via", "kubernetes", "--sudo"), "--sudo")
     for option in ("--image", "--context"):
         assert_refused(mayfly(*words, option, "x"), option)
-    assert_refused(mayfly(*words, "--print"), "--print is not for --via ssh")
+    assert_refused(mayfly(*words, "--print"), "--print is for --via kubernetes alone")
 
 
 def test_options_of_the_environment(server: Mayfly, state: Path) -> None:
