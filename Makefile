@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# What `make run` needs is no more than what Mayfly needs: no linter, no test tool.
+# `make run` needs only Mayfly's dependencies: no linter, no test tool.
 RUN_VENV := .cache/run
 RUN_STAMP := $(RUN_VENV)/.installed
 OLDEST := .cache/oldest
@@ -20,7 +20,8 @@ run: $(RUN_STAMP)
 test: lint
 	$(BIN)/python -m tests $(ARGS)
 
-# Tests left out of `make test`, since what they need takes long to build: .ci/programs.toml has it.
+# Tests left out of `make test`, since their programs take long to build: .ci/programs.toml has
+# them.
 test-kubelet: $(STAMP)
 	bash .ci/install
 	bash .ci/install test-kubelet
@@ -96,7 +97,7 @@ soak: $(STAMP)
 		$(BIN)/pytest -s tests/registry/test_collecting.py tests/bundle/test_interrupted.py tests/faults tests/clients/test_faults.py tests/clients/test_node_script.py tests/hostile $(ARGS)
 	MAYFLY_FUZZ_REQUESTS=10000 MAYFLY_FUZZ_EXAMPLES=2000 $(BIN)/pytest -s tests/fuzz $(ARGS)
 
-# Known vulnerabilities of what is installed; exit code 2 where nobody could be asked.
+# Known vulnerabilities of the installed packages; exit code 2 where nobody could be asked.
 audit: $(STAMP)
 	$(BIN)/python -B .ci/audit
 
@@ -114,7 +115,7 @@ endif
 packages: $(RUN_STAMP) dist
 	$(RUN_VENV)/bin/python deploy/packages/build.py
 
-# Build and check a release of what is committed; ARGS=--tag also writes the changelog and tags it.
+# Build and check a release of the last commit; ARGS=--tag also writes the changelog and tags it.
 release:
 	$(PYTHON) -B .ci/release $(ARGS)
 

@@ -27,7 +27,7 @@ _GO = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-buildvcs=false"}
 
 
 class Failed(Exception):
-    """Something cannot be installed; the message says what and why."""
+    """A program cannot be installed; the message has its name and the reason."""
 
 
 def main(arguments: list[str]) -> int:
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
         return 1
     if tier == CI:
         for other in known.tiers():
-            print(f"left out ({known.minutes(other):.0f} minutes): what make {other} installs")
+            print(f"left out ({known.minutes(other):.0f} minutes): the programs of make {other}")
     return 0
 
 

@@ -80,7 +80,7 @@ def _is_running(called: FrameType, thread: int) -> bool:
 def _open_standard_streams() -> None:
     """Open standard input, output and error where they are closed, as some programs leave them.
 
-    A file or socket would get their numbers, and what is printed.
+    A file or socket would get their numbers, and the output.
     """
     with contextlib.suppress(OSError):  # a host without /dev
         while (opened := os.open(os.devnull, os.O_RDWR)) <= STDERR:
