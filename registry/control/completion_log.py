@@ -9,6 +9,7 @@ from typing import Any
 from mayfly.registry import log
 from mayfly.registry.clock import Clock, first_done
 from mayfly.registry.coverage.coverage import Coverage
+from mayfly.registry.coverage.observer import Observer
 from mayfly.registry.coverage.pulls import Pulls
 from mayfly.registry.coverage.states import stated
 from mayfly.registry.notification import Notification
@@ -22,8 +23,9 @@ _LOOK_SECONDS = 1.0
 class CompletionLog:
     """Compares coverage with the previous look."""
 
-    def __init__(self, coverage: Coverage) -> None:
+    def __init__(self, coverage: Coverage, observer: Observer) -> None:
         self._coverage = coverage
+        self._observer = observer
         self._complete: set[str] = set()
         self._ended = False
 
@@ -45,6 +47,8 @@ class CompletionLog:
             happened = [changed.next()]
             if (late := await self._coverage.explore()) is not None:
                 happened.append(late)
+            # Before the log names a node as complete, so that a kill after that does not undo it.
+            self._observer.note_settled()
             covered = self._coverage.covered_nodes()
             async for node in with_pauses(self._changed()):
                 self._log(node, covered)

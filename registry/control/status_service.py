@@ -164,7 +164,7 @@ class StatusService:
         coverage = self._coverage
         if coverage is None:
             return None
-        return CompletionLog(coverage)
+        return CompletionLog(coverage, self._observer)
 
     def waiting_for(self) -> str:
         """Describe the conditions, other than its command's end, that end the server."""

@@ -50,6 +50,9 @@ def entries_of(facts: Facts, now: int) -> Iterator[Entry]:
             yield make_entry("pushed", time, node, key)
     for key, tags in facts.tag_names.items():
         yield make_entry("named", now, "", key, tags=list(tags))
+    for node, of_node in facts.by_node.items():
+        if of_node.is_settled:
+            yield make_entry("settled", now, node, ("", ""))
 
 
 def _pull_entries(node: str, key: Key, pull: Pull) -> list[tuple[int, Entry]]:

@@ -129,6 +129,7 @@ class NodeFacts:
         proofs: digest of an index, manifest or config → the node's last statement of it.
         proof: of all of them, as a summary.
         others: number of facts outside the list.
+        is_settled: whether its pulls had ended after its last fact; a kill then cuts none.
         version: changes with every fact.
     """
 
@@ -139,6 +140,7 @@ class NodeFacts:
     proofs: dict[str, Proven] = field(default_factory=dict)
     proof: ProofSummary = field(default_factory=ProofSummary)
     others: int = 0
+    is_settled: bool = False
     version: int = 0
 
     def pulls_of(self, repository: str, images: Iterable[str]) -> list[Pull]:
@@ -339,12 +341,15 @@ class Facts:
                 self.limits.release_proofs(int(done))
             case "pushed":
                 done = self._pushed(facts, key, int(entry["time"]))
+            case "settled":
+                done = True
             case "named":
                 done = all(self._named(facts, key, str(tag)) for tag in entry["tags"])
             case _:
                 raise ValueError
         if done and (facts.pulls or facts.pending or facts.proofs):
             self.by_node[node] = facts
+        facts.is_settled = entry["fact"] == "settled"
         facts.version += 1
         return done
 
@@ -359,14 +364,15 @@ class Facts:
         """Expect nodes to repeat the pulls that may have been under way when the server was killed.
 
         The last fact of all is the earliest time of the kill. By then a node had settled that had
-        been silent for longer than `SETTLED_SECONDS`, and so had older pulls of the others.
+        been silent for longer than `SETTLED_SECONDS`, and so had older pulls of the others. Where
+        no other node was active, `NodeFacts.is_settled` shows it.
 
         Args:
             now: Unix seconds.
         """
         killed = max((facts.last() for facts in self.by_node.values()), default=0)
         for facts in self.by_node.values():
-            if facts.last() < killed - SETTLED_SECONDS - 1:
+            if facts.is_settled or facts.last() < killed - SETTLED_SECONDS - 1:
                 continue
             for pull in facts.pulls.values():
                 if not pull.interrupted and pull.last > killed - EXPECTATION_SECONDS:

@@ -186,6 +186,10 @@ class Ledger:
         """Record that content that a node asked for was refused, or turned out to be corrupt."""
         self._record("failed", node, (repository, digest), corrupt=corrupt)
 
+    def settled(self, node: str) -> None:
+        """Record that a node's pulls have ended, so that a kill from now on cuts none of them."""
+        self._record("settled", node, ("", ""))
+
     def pushed(self, node: str, repository: str, digest: str, tags: Collection[str] = ()) -> None:
         """Record that a node stored a manifest, under some tags."""
         key = repository, digest

@@ -273,6 +273,12 @@ class Observer:
         if node in self.node_bytes:
             self.node_bytes[node] += count
 
+    def note_settled(self) -> None:
+        """Record the nodes whose pulls have ended since their last fact."""
+        for node, facts in self.ledger.facts.by_node.items():
+            if not facts.is_settled and self.pulls.is_settled(node):
+                self.ledger.settled(node)
+
     def peer(self, user: str, node: str | None, address: str | None, agent: str = "") -> Peer:
         """Return the client of a request.
 

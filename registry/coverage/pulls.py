@@ -169,6 +169,11 @@ class Pulls:
             return any(begun > since and digest in digests for digest, begun in expected.items())
         return any(expected.get(digest, since) > since for digest in digests)
 
+    def is_settled(self, node: str) -> bool:
+        """Whether a node fetches and pushes nothing, and is not expected to."""
+        state = self._nodes.get(node)
+        return state is None or not (state.in_flight or self._is_active(state))
+
     def is_interrupted(self, node: str, manifests: Iterable[str]) -> bool:
         """Whether a kill may have cut a pull of one of these manifests that the node may resume."""
         pulls, now = self._interrupted.get(node, {}), self._now()

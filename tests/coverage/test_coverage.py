@@ -619,6 +619,33 @@ async def test_killed_between_two_requests(tmp_path: Path, clock: FakeClock, ste
         upgrade.ledger.close()
 
 
+@pytest.mark.parametrize("is_silent", [True, False])
+async def test_killed_once_a_pull_had_ended(
+    tmp_path: Path, clock: FakeClock, is_silent: bool
+) -> None:
+    """A node that was silent for long enough before the kill still has the image after it."""
+    file = tmp_path / "coverage.jsonl"
+    nodes = Nodes(1, ("a",))
+    before = Upgrade(file, nodes, clock)
+    before.manifest("a", APP, APP_1, head=True, tag="1")
+    before.manifest("a", APP, APP_1)
+    before.blob("a", CONFIG)
+    await clock.tick(SETTLED_SECONDS if is_silent else SETTLED_SECONDS - 1)
+    before.observer.note_settled()
+    concluded = before.state("a")
+    # Twice: the new file of a start has it, too.
+    Upgrade(file, nodes, clock).ledger.close()
+    after = Upgrade(file, nodes, clock)
+    assert after.state("a") is concluded is (State.CLAIMED if is_silent else State.PULLING)
+    after.manifest("a", APP, APP_1)
+    after.blob_cut("a", LAYER_1)
+    again = Upgrade(file, nodes, clock)
+    await clock.tick(SETTLED_SECONDS)
+    assert again.state("a") is State.FAILED
+    for upgrade in (before, after, again):
+        upgrade.ledger.close()
+
+
 async def test_others_get_turns(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> None:
     """A look at many nodes is in turns with the requests; the questions after it derive nothing."""
     monkeypatch.setattr(threads, "TURN_SECONDS", 0)
