@@ -26,7 +26,7 @@ from mayfly.auth.basic import parse_basic
 from mayfly.auth.errors import AuthError, CredentialsInvalid, TokenInvalid
 from mayfly.auth.identity import ANONYMOUS, Identity
 from mayfly.auth.policy import NameRange, Policy
-from mayfly.auth.scope import NODE, Scope, render_scopes
+from mayfly.auth.scope import CATALOG, NODE, REGISTRY, STATUS, STOP, Scope, render_scopes
 from mayfly.registry.access.audit import Audit
 from mayfly.registry.access.errors import AccessDenied, Unauthorized
 from mayfly.registry.access.needs import AccessRequest, Need
@@ -281,12 +281,12 @@ class Guard:
     ) -> Unauthorized | AccessDenied:
         if self.authentication is None:
             # There are no credentials, so nothing that the client could send instead.
-            return AccessDenied(f"without authentication nobody may {_listed(missing)}")
+            return AccessDenied(f"without authentication nobody may {_in_words(missing)}")
         if identity.access is None and identity.anonymous:
             # Not a denial yet: every client's first request comes without credentials.
             return self._unauthorized(http, asked, "authentication required", None)
         without = " without credentials" if identity.anonymous else ""
-        detail = f"may not {_listed(missing)}{without}"
+        detail = f"may not {_in_words(missing)}{without}"
         self.audit.refused(http, request, identity.name, "denied", detail)
         named_as = dict(zip(request.needs(), asked.needs(), strict=True))
         # A name may be valid only as it was mapped; then the optional need has no other one.
@@ -297,7 +297,7 @@ class Guard:
         if identity.access is not None:
             message = f"the token does not grant {_listed(named)}"
             return self._unauthorized(http, asked, message, "insufficient_scope", needs)
-        return AccessDenied(f"{identity.name} may not {_listed(named)}", needs)
+        return AccessDenied(f"{identity.name} may not {_in_words(named)}", needs)
 
     def _unauthorized(
         self,
@@ -332,6 +332,22 @@ def _upstream(asked: AccessRequest) -> str:
     The scope holds the name as the client wrote it; the repository it means may depend on ``ns``.
     """
     return f"?ns={quote(asked.ns, safe='')}" if 0 < len(asked.ns) <= _MAX_HOST else ""
+
+
+_OF_REGISTRY = {
+    CATALOG: "list the repositories",
+    STATUS: "see the status, which takes a role on every repository",
+    STOP: "stop it, which takes the role admin",
+}
+"""Needs of the whole registry in words, with the role that has them, by the need's name."""
+
+
+def _in_words(missing: Iterable[Need]) -> str:
+    """Return needs for people; a token's scope has `_listed`."""
+    return ", ".join(
+        _OF_REGISTRY.get(need.name, _listed([need])) if need.type == REGISTRY else _listed([need])
+        for need in missing
+    )
 
 
 def _listed(missing: Iterable[Need]) -> str:

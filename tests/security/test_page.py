@@ -95,6 +95,18 @@ async def test_rights_are_those_of_the_status(closed: Registry) -> None:
     assert b"worker-1" not in bad.body
 
 
+async def test_a_refusal_says_what_the_right_takes(closed: Registry) -> None:
+    """In words: the action of these scopes, `*`, is none."""
+    own = by_password("developer")
+    for method, path, what in (
+        ("GET", "/mayfly/v1/status", "see the status, which takes a role on every repository"),
+        ("POST", "/mayfly/v1/stop", "stop it, which takes the role admin"),
+    ):
+        answer = await closed.server.ask(method, path, [own])
+        assert (answer.status, answer.code) == (403, "DENIED")
+        assert f"developer may not {what}".encode() in answer.body
+
+
 async def test_a_session_opens_nothing_else(closed: Registry) -> None:
     """No route accepts the cookie but those of the page, the status and the metrics."""
     _, cookie = await session_of(closed)
