@@ -22,8 +22,8 @@ from mayfly.storage.reference import DOCKER_HUB, LATEST, canonical_host, hub_pat
 MAX_ENTRIES = 10_000
 """Most images, and most nodes, that a file may list."""
 
-_NO_NAME = re.compile(r"[\s,;]")
-"""Separators of several names; a name has none."""
+_NO_NAME = re.compile(r"[\s,;/]")
+"""Separators of several names, and of an image's name; a node's name has none."""
 
 
 class ListedImage(NamedTuple):

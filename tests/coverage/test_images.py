@@ -97,10 +97,18 @@ def test_nodes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["node-a node-b", "node-a,node-b", "node-a;node-b", "node-a\tworker", "node\x1b-a"]
+    "line",
+    [
+        "node-a node-b",
+        "node-a,node-b",
+        "node-a;node-b",
+        "node-a\tworker",
+        "node\x1b-a",
+        "shop/web:2",
+    ],
 )
 def test_nodes_of_one_line_refused(tmp_path: Path, line: str) -> None:
-    """Names beside each other would be one node that never comes: the line is named."""
+    """Names beside each other, or an image's, would be a node that never comes."""
     path = tmp_path / "nodes"
     path.write_text(f"# all\nnode-c\n{line}\n")
     with pytest.raises(ConfigError, match=r"line 3: .* is not the name of a node"):
