@@ -14,7 +14,7 @@ from mayfly.storage import digest as digests
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.manifest import Manifest
-from tests.support.commands import mayfly
+from tests.support.commands import mayfly_here
 from tests.support.images import (
     FOREIGN_TYPE,
     descriptor,
@@ -97,10 +97,10 @@ def _revisions(root: Path) -> set[Digest]:
 def test_all_of_it_is_carried(signed: Signed, tmp_path: Path) -> None:
     """Exported by its name alone, imported elsewhere: every manifest, tag and blob is there."""
     output, target = tmp_path / "out.tar", tmp_path / "target"
-    done = mayfly("export", f"{APP}:1", "--root", signed.root, "-o", output)
+    done = mayfly_here("export", f"{APP}:1", "--root", signed.root, "-o", output)
     assert done.returncode == 0, done.stderr
     assert "1 image, 5 signatures and attestations" in done.stdout
-    done = mayfly("import", output, "--root", target)
+    done = mayfly_here("import", output, "--root", target)
     assert done.returncode == 0, done.stderr
     assert _revisions(target) == set(signed.found.values())
     with (
@@ -113,8 +113,8 @@ def test_all_of_it_is_carried(signed: Signed, tmp_path: Path) -> None:
         for data in (LAYER, FOREIGN, SIGNATURE):
             assert read(store.blob(APP, digests.of(data))) == data
     again = tmp_path / "again.tar"
-    assert mayfly("export", "--all", "--root", target, "-o", again).returncode == 0
-    done = mayfly("ls", again, "--json")
+    assert mayfly_here("export", "--all", "--root", target, "-o", again).returncode == 0
+    done = mayfly_here("ls", again, "--json")
     assert {one["name"]: len(one["referrers"]) for one in json.loads(done.stdout)["images"]} == {
         f"{APP}:1": 5,
         f"{APP}:sha256-{signed.found['index'].hex}.sig": 1,
@@ -126,13 +126,13 @@ def test_differences_carry_it_too(signed: Signed, tmp_path: Path) -> None:
     """With --have the target gets the signatures of an image that it has already."""
     bare, delta, target = (tmp_path / name for name in ("bare.tar", "delta.tar", "target"))
     root = ("--root", signed.root)
-    assert mayfly("export", "--all", "--no-referrers", *root, "-o", bare).returncode == 0
-    assert mayfly("import", bare, "--root", target).returncode == 0
+    assert mayfly_here("export", "--all", "--no-referrers", *root, "-o", bare).returncode == 0
+    assert mayfly_here("import", bare, "--root", target).returncode == 0
     assert _revisions(target) == {signed.found[n] for n in ("index", "platform", "attestation")}
-    done = mayfly("export", "--all", *root, "-o", delta, "--have", bare)
+    done = mayfly_here("export", "--all", *root, "-o", delta, "--have", bare)
     assert done.returncode == 0, done.stderr
     assert delta.stat().st_size < 40_000
-    assert mayfly("import", delta, "--root", target).returncode == 0
+    assert mayfly_here("import", delta, "--root", target).returncode == 0
     assert _revisions(target) == set(signed.found.values())
 
 
@@ -145,18 +145,18 @@ def test_what_cannot_be_carried_is_named(signed: Signed, tmp_path: Path, is_gone
     else:
         path.write_bytes(SIGNATURE[::-1])
     output = tmp_path / "out.tar"
-    done = mayfly("export", f"{APP}:1", "--root", signed.root, "-o", output)
+    done = mayfly_here("export", f"{APP}:1", "--root", signed.root, "-o", output)
     assert done.returncode == 4
     for name in ("signature", "countersignature", "sbom"):
         assert f"{APP}@{signed.found[name]}: " in done.stderr
-    assert mayfly("import", output, "--root", tmp_path / "target").returncode == 0
+    assert mayfly_here("import", output, "--root", tmp_path / "target").returncode == 0
     lost = {signed.found[name] for name in ("signature", "countersignature", "sbom")}
     assert _revisions(tmp_path / "target") == set(signed.found.values()) - lost
 
 
 def test_inspect_shows_it(signed: Signed) -> None:
     """Each with its subject and kind; the attestation with what it attests to."""
-    done = mayfly("inspect", f"{APP}:1", "--root", signed.root, "--json")
+    done = mayfly_here("inspect", f"{APP}:1", "--root", signed.root, "--json")
     document = json.loads(done.stdout)
     found = {name: str(digest) for name, digest in signed.found.items()}
     assert {(one["digest"], one["subject"]) for one in document["referrers"]} == {
@@ -168,7 +168,7 @@ def test_inspect_shows_it(signed: Signed) -> None:
     }
     attests = {one["digest"]: one["attests"] for one in document["platforms"]}
     assert attests == {found["platform"]: None, found["attestation"]: found["platform"]}
-    text = mayfly("inspect", f"{APP}:1", "--root", signed.root).stdout
+    text = mayfly_here("inspect", f"{APP}:1", "--root", signed.root).stdout
     assert f"attestation of {found['platform']}" in text
     assert "example/countersignature" in text
-    assert "5 referrers" in mayfly("ls", "--root", signed.root).stdout
+    assert "5 referrers" in mayfly_here("ls", "--root", signed.root).stdout

@@ -14,7 +14,7 @@ from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.manifest import OCI_ARTIFACT, OCI_MANIFEST
 from mayfly.storage.transfer.importing import _children_first
 from tests.bundle.builders import Layout, document, layers
-from tests.support.commands import mayfly
+from tests.support.commands import mayfly_here
 from tests.support.images import digest_of, index_body, put, put_image, subject_of
 
 LAYER = layers("one")[0]
@@ -32,17 +32,17 @@ def test_unparseable_manifest(layout: Layout, tmp_path: Path) -> None:
     """It is named with its reason; the good image is there."""
     layout.name(layout.add(document([1]), OCI_MANIFEST), "quay.io/bad:1")
     bundle = layout.write_tar(tmp_path / "b.tar")
-    done = mayfly("import", "--root", tmp_path / "root", bundle)
+    done = mayfly_here("import", "--root", tmp_path / "root", bundle)
     assert done.returncode == 5
     assert f"not imported: {bundle}: image quay.io/bad:1: manifest is not a JSON" in done.stderr
     assert "imported 1 image, " in done.stdout
-    listed = mayfly("ls", bundle)
+    listed = mayfly_here("ls", bundle)
     assert listed.returncode == 5
     assert [line.split()[0] for line in listed.stdout.splitlines()] == ["good:1"]
     assert f"{bundle}: image quay.io/bad:1: manifest is not a JSON" in listed.stderr
-    assert mayfly("ls", "--root", tmp_path / "root").stdout.startswith("good:1 ")
-    events = mayfly("import", "--json", "--root", tmp_path / "root", bundle).stdout.splitlines()
-    (one,) = json.loads(events[-1])["not_imported"]
+    assert mayfly_here("ls", "--root", tmp_path / "root").stdout.startswith("good:1 ")
+    done = mayfly_here("import", "--json", "--root", tmp_path / "root", bundle)
+    (one,) = json.loads(done.stdout.splitlines()[-1])["not_imported"]
     detail = one.pop("detail")
     assert detail.startswith("manifest is not a JSON")
     assert one == {
@@ -52,7 +52,7 @@ def test_unparseable_manifest(layout: Layout, tmp_path: Path) -> None:
         "digest": digest_of(document([1])),
         "count": 1,
     }
-    listed_json = mayfly("ls", "--json", bundle)
+    listed_json = mayfly_here("ls", "--json", bundle)
     assert (listed_json.returncode, listed_json.stderr) == (5, "")
     assert json.loads(listed_json.stdout)["left_out"] == [{**one, "detail": detail}]
 
@@ -62,7 +62,7 @@ def test_artifact_manifest(layout: Layout, tmp_path: Path) -> None:
     blob = layout.add(b"sbom", "text/plain")
     body = {"mediaType": OCI_ARTIFACT, "artifactType": "text/x-sbom", "blobs": [blob]}
     layout.name(layout.add(document(body), OCI_ARTIFACT), "quay.io/sbom:1")
-    done = mayfly("import", "--root", tmp_path / "root", layout.write_tar(tmp_path / "b.tar"))
+    done = mayfly_here("import", "--root", tmp_path / "root", layout.write_tar(tmp_path / "b.tar"))
     assert (done.returncode, done.stderr.count("not imported")) == (0, 0), done.stderr
     store = DistributionStore(tmp_path / "root")
     assert store.blob("sbom", digests.of(b"sbom")).size == 4
@@ -77,7 +77,7 @@ def test_nothing_listed(tmp_path: Path, kind: str) -> None:
     else:
         bundle = tmp_path / "b"
         DistributionStore(bundle).close()
-    done = mayfly("import", "--root", tmp_path / "root", bundle)
+    done = mayfly_here("import", "--root", tmp_path / "root", bundle)
     assert done.returncode == 5
     assert "not imported: the bundles list no image" in done.stderr
 
@@ -86,7 +86,7 @@ def test_artifact_without_its_subject(layout: Layout, tmp_path: Path) -> None:
     """It has no name of its own, so it has no place."""
     subject = {"mediaType": OCI_MANIFEST, "digest": digest_of(b"elsewhere"), "size": 9}
     layout.entries.append(layout.image(LAYER, subject=subject))
-    done = mayfly("import", "--root", tmp_path / "root", layout.write_tar(tmp_path / "b.tar"))
+    done = mayfly_here("import", "--root", tmp_path / "root", layout.write_tar(tmp_path / "b.tar"))
     assert done.returncode == 5
     assert f"it refers to {digest_of(b'elsewhere')}, which is not in the bundle" in done.stderr
 
@@ -98,10 +98,10 @@ def test_damaged_manifest_of_a_registry(tmp_path: Path) -> None:
     _, bad = put_image(store, "bad", "1", subject=subject_of(put_image(store, "bad")[0]))
     store.close()
     Paths(tmp_path / "b").data(bad).write_bytes(b"")
-    done = mayfly("import", "--root", tmp_path / "root", tmp_path / "b")
+    done = mayfly_here("import", "--root", tmp_path / "root", tmp_path / "b")
     assert done.returncode == 4
     assert f"bad:1@{bad}" in done.stderr
-    assert mayfly("ls", "--root", tmp_path / "root").stdout.startswith("good:1 ")
+    assert mayfly_here("ls", "--root", tmp_path / "root").stdout.startswith("good:1 ")
 
 
 def test_link_in_a_registry(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_link_in_a_registry(tmp_path: Path) -> None:
     store.close()
     path.unlink()
     path.symlink_to("/etc/passwd")
-    done = mayfly("import", "--root", tmp_path / "root", tmp_path / "b")
+    done = mayfly_here("import", "--root", tmp_path / "root", tmp_path / "b")
     assert done.returncode == 4
     assert "is a symbolic link" in done.stderr
 
@@ -122,9 +122,9 @@ def test_good_copy_in_another_bundle(layout: Layout, tmp_path: Path) -> None:
     good = layout.write_directory(tmp_path / "good")
     bad = layout.write_directory(tmp_path / "bad")
     (bad / "blobs" / digest_of(LAYER).replace(":", "/")).write_bytes(bytes(len(LAYER)))
-    done = mayfly("import", "--root", tmp_path / "root", bad, good)
+    done = mayfly_here("import", "--root", tmp_path / "root", bad, good)
     assert (done.returncode, done.stdout) == (0, done.stdout), done.stderr
-    assert mayfly("verify", "--root", tmp_path / "root").returncode == 0
+    assert mayfly_here("verify", "--root", tmp_path / "root").returncode == 0
 
 
 def test_index_with_a_damaged_platform(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_index_with_a_damaged_platform(tmp_path: Path) -> None:
     put(store, "app", index_body([one, other]), "1", "2")
     store.close()
     Paths(tmp_path / "b").data(digests.of(b'{"b": 1}')).write_bytes(b"?")
-    done = mayfly("import", "--root", root, tmp_path / "b")
+    done = mayfly_here("import", "--root", root, tmp_path / "b")
     assert done.returncode == 4, done.stderr
     assert f"app:1@{digests.of(index_body([one, other]))}: it names {bad}" in done.stderr
     store = DistributionStore(root)
@@ -153,10 +153,10 @@ def test_one_platform_of_an_index(layout: Layout, tmp_path: Path) -> None:
     index = layout.index(one, other)
     layout.name(index, "quay.io/both:1")
     del layout.files[f"blobs/{other['digest'].replace(':', '/')}"]
-    done = mayfly("import", "--root", tmp_path / "root", layout.write_tar(tmp_path / "b.tar"))
+    done = mayfly_here("import", "--root", tmp_path / "root", layout.write_tar(tmp_path / "b.tar"))
     assert done.returncode == 0, done.stderr
     for _ in range(2):
-        done = mayfly("verify", "--root", tmp_path / "root")
+        done = mayfly_here("verify", "--root", tmp_path / "root")
         assert (done.returncode, ": 0 faults" in done.stdout) == (0, True), done.stdout
 
 

@@ -11,7 +11,7 @@ import pytest
 from mayfly.registry.control import status_text
 from mayfly.storage.text import counted, counted_of
 from tests.bundle.builders import Layout
-from tests.support.commands import environment, mayfly
+from tests.support.commands import environment, mayfly_here
 from tests.support.images import digest_of
 from tests.support.process import PATIENCE, Mayfly
 
@@ -69,35 +69,35 @@ def test_commands_over_one_image(layout: Layout, tmp_path: Path) -> None:
     bundle, root = layout.write_tar(tmp_path / "one.tar"), ("--root", tmp_path / "store")
     out = ("-o", tmp_path / "out.tar")
     check(
-        _said(mayfly("import", bundle, *root)),
-        _said(mayfly("ls", *root)),
-        _said(mayfly("inspect", "team/app:1", *root)),
-        _said(mayfly("du", *root)),
-        _said(mayfly("export", "--all", *root, *out)),
-        _said(mayfly("bundle", "create", IMAGE, "--from", bundle, "--dry-run", *out)),
-        _said(mayfly("verify", *root)),
-        _said(mayfly("rm", "team/app:1", *root)),
-        _said(mayfly("du", *root)),
-        _said(mayfly("gc", "--untagged", "--dry-run", "--grace", "1h", *root)),
-        _said(mayfly("gc", "--untagged", "--grace", "0s", *root)),
+        _said(mayfly_here("import", bundle, *root)),
+        _said(mayfly_here("ls", *root)),
+        _said(mayfly_here("inspect", "team/app:1", *root)),
+        _said(mayfly_here("du", *root)),
+        _said(mayfly_here("export", "--all", *root, *out)),
+        _said(mayfly_here("bundle", "create", IMAGE, "--from", bundle, "--dry-run", *out)),
+        _said(mayfly_here("verify", *root)),
+        _said(mayfly_here("rm", "team/app:1", *root)),
+        _said(mayfly_here("du", *root)),
+        _said(mayfly_here("gc", "--untagged", "--dry-run", "--grace", "1h", *root)),
+        _said(mayfly_here("gc", "--untagged", "--grace", "0s", *root)),
     )
 
 
 def test_one_of_each_fault(layout: Layout, tmp_path: Path) -> None:
     """A store with one damaged blob, a bundle without one, and one that lacks an image."""
     whole, root = layout.write_tar(tmp_path / "whole.tar"), ("--root", tmp_path / "store")
-    mayfly("import", whole, *root)
+    mayfly_here("import", whole, *root)
     digest = digest_of(b"layer").removeprefix("sha256:")
     blob = tmp_path / f"store/docker/registry/v2/blobs/sha256/{digest[:2]}/{digest}/data"
     blob.write_bytes(b"LAYER")
     del layout.files[f"blobs/sha256/{digest}"]
     delta = layout.write_tar(tmp_path / "delta.tar")
     check(
-        _said(mayfly("verify", *root)),
-        _said(mayfly("du", *root)),
-        _said(mayfly("export", "--all", *root, "-o", tmp_path / "out.tar")),
-        _said(mayfly("import", delta, "--root", tmp_path / "other")),
-        _said(mayfly("bundle", "create", NOWHERE, "--from", whole, "-o", tmp_path / "n.tar")),
+        _said(mayfly_here("verify", *root)),
+        _said(mayfly_here("du", *root)),
+        _said(mayfly_here("export", "--all", *root, "-o", tmp_path / "out.tar")),
+        _said(mayfly_here("import", delta, "--root", tmp_path / "other")),
+        _said(mayfly_here("bundle", "create", NOWHERE, "--from", whole, "-o", tmp_path / "n.tar")),
     )
 
 
@@ -111,9 +111,9 @@ def test_one_node_and_one_image(layout: Layout, tmp_path: Path) -> None:
     server = Mayfly(tmp_path / "root", tmp_path / "state", *options, env=environment())
     try:
         check(
-            _said(mayfly("status", *state)),
-            _said(mayfly("wait", "--covered", "--timeout", "0s", *state)),
-            _said(mayfly("stop", *state)),
+            _said(mayfly_here("status", *state)),
+            _said(mayfly_here("wait", "--covered", "--timeout", "0s", *state)),
+            _said(mayfly_here("stop", *state)),
         )
         assert server.popen.wait(PATIENCE) == 3
         check(server.output())

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mayfly.storage.directory.store import DistributionStore
-from tests.support.commands import mayfly
+from tests.support.commands import mayfly_here
 from tests.support.images import image_body, push, put
 from tests.support.process import Mayfly
 
@@ -54,13 +54,13 @@ def root(tmp_path: Path) -> Path:
 def bundle(root: Path, tmp_path: Path) -> Path:
     """A bundle of that store."""
     path = tmp_path / "bundle.tar"
-    done = mayfly("export", "--all", "--root", root, "-o", path)
+    done = mayfly_here("export", "--all", "--root", root, "-o", path)
     assert done.returncode == 0, done.stderr
     return path
 
 
 def _json(*words: str | Path, code: int = 0) -> Any:
-    done = mayfly(*words, "--json")
+    done = mayfly_here(*words, "--json")
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout)
 
@@ -90,7 +90,7 @@ def test_verify_names_what_is_wrong(bundle: Path) -> None:
     bundle.write_bytes(data)
     (finding,) = _json("verify", bundle, code=4)["findings"]
     assert (finding["code"], finding["image"]) == ("corrupt", f"{APP}:1")
-    done = mayfly("verify", bundle, "--repair", bundle)
+    done = mayfly_here("verify", bundle, "--repair", bundle)
     assert done.returncode == 2
 
 
@@ -102,7 +102,7 @@ def test_files_of_an_image(bundle: Path) -> None:
         "usr/bin/tool": 2,
     }  # fmt: skip
     assert platform["wasted"] == 3500
-    text = mayfly("inspect", f"{APP}:1", bundle, "--files").stdout
+    text = mayfly_here("inspect", f"{APP}:1", bundle, "--files").stdout
     assert "/usr/bin/tool" in text
     assert "tmp/left" in text.partition("wasted by 2 files")[2]
 
@@ -127,10 +127,10 @@ def test_differences(root: Path, tmp_path: Path) -> None:
     }
     # Its layers are known: only manifests are new.
     assert found["fetch"] < 2000
-    text = mayfly("diff", root, other, "--files", "--image", f"{APP}:1").stdout
+    text = mayfly_here("diff", root, other, "--files", "--image", f"{APP}:1").stdout
     assert "~ linux/amd64 /usr/bin/tool" in text
-    assert mayfly("diff", root, root).stdout.startswith("0 images differ")
-    mistyped = mayfly("diff", root, other, "--image", f"{APP}:typo")
+    assert mayfly_here("diff", root, root).stdout.startswith("0 images differ")
+    mistyped = mayfly_here("diff", root, other, "--image", f"{APP}:typo")
     assert mistyped.returncode
     assert f"no image {APP}:typo in A or B" in mistyped.stderr
 
@@ -138,16 +138,16 @@ def test_differences(root: Path, tmp_path: Path) -> None:
 def test_a_hostile_layer_is_one_line(tmp_path: Path) -> None:
     """It is named with its image, exit code 4; everything else of the image is shown."""
     root = _store(tmp_path / "root", BASE, b"\x1f\x8bnot a tar")
-    done = mayfly("inspect", f"{APP}:1", "--root", root, "--files")
+    done = mayfly_here("inspect", f"{APP}:1", "--root", root, "--files")
     assert done.returncode == 4
     assert "layer 2" in done.stderr
     assert done.stderr.count("\n") == 1
-    assert mayfly("inspect", f"{APP}:1", "--root", root).returncode == 0
+    assert mayfly_here("inspect", f"{APP}:1", "--root", root).returncode == 0
 
 
 def test_what_cannot_be_asked() -> None:
     """A registry that is not there, and one beside a bundle, are errors of one line."""
-    done = mayfly("ls", "http://127.0.0.1:1")
+    done = mayfly_here("ls", "http://127.0.0.1:1")
     assert done.returncode == 3
     assert "cannot connect" in done.stderr
-    assert mayfly("ls", "http://127.0.0.1:1", "bundle.tar").returncode == 2
+    assert mayfly_here("ls", "http://127.0.0.1:1", "bundle.tar").returncode == 2

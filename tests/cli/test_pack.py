@@ -24,7 +24,7 @@ from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.packed import PAGE, TABLE, Place, Table, read, read_table, write
 from tests.bundle.builders import REF_NAME, Layout, layers, tar
 from tests.bundle.makers import seekable
-from tests.support.commands import assert_refused, environment, mayfly, run_mayfly
+from tests.support.commands import assert_refused, environment, mayfly, mayfly_here
 from tests.support.images import digest_of
 from tests.support.packing import PARTS, command_line_of, pack, stand_in
 from tests.support.process import Process, text_of
@@ -55,6 +55,13 @@ def started(file: Path, *words: object, cwd: Path) -> subprocess.CompletedProces
     )
 
 
+def _printed(*words: object) -> str:
+    """The output of a command that succeeds."""
+    done = mayfly_here(*words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_each_kind_of_bundle(tmp_path: Path) -> None:
     """A tar, one whose images have no names, and a seekable zstd file are read where they lie."""
     nameless = Layout()
@@ -69,9 +76,9 @@ def test_each_kind_of_bundle(tmp_path: Path) -> None:
         packed = pack(tmp_path / name, tmp_path / "out.run")
         assert packed.read_bytes().endswith(data)
         assert packed.stat().st_mode & 0o111
-        plain = json.loads(run_mayfly("ls", tmp_path / name, "--json"))
-        assert json.loads(run_mayfly("ls", packed, "--json"))["images"] == plain["images"] != []
-        assert "0 faults" in run_mayfly("verify", packed)
+        plain = json.loads(_printed("ls", tmp_path / name, "--json"))
+        assert json.loads(_printed("ls", packed, "--json"))["images"] == plain["images"] != []
+        assert "0 faults" in _printed("verify", packed)
 
 
 def test_noise(tmp_path: Path) -> None:
@@ -80,7 +87,7 @@ def test_noise(tmp_path: Path) -> None:
     layout.name(layout.image(NOISE * 1000), "quay.example/team/noise:1")
     (tmp_path / "up.tar").write_bytes(tar(layout.all_files()) + NOISE.ljust(512, b"\0"))
     packed = pack(tmp_path / "up.tar", tmp_path / "out.run")
-    assert "0 faults" in run_mayfly("verify", packed)
+    assert "0 faults" in _printed("verify", packed)
     with packed.open("rb") as file:
         table = read_table(file.fileno())
     assert table is not None
@@ -93,11 +100,11 @@ def test_packed_again(tmp_path: Path, bundle: Path) -> None:
     first = pack(bundle, tmp_path / "first.run", "--nodes", "1")
     other = stand_in(tmp_path / "other", machine=183)
     words = ("--runtime", other, "-o", tmp_path / "again.run")
-    assert "aarch64" in run_mayfly("pack", first, *words)
+    assert "aarch64" in _printed("pack", first, *words)
     again = (tmp_path / "again.run").read_bytes()
     assert again.endswith(bundle.read_bytes())
     assert b'"nodes"' not in again
-    assert run_mayfly("ls", tmp_path / "again.run") == run_mayfly("ls", bundle)
+    assert _printed("ls", tmp_path / "again.run") == _printed("ls", bundle)
     assert len(again) == first.stat().st_size
 
 
@@ -152,7 +159,7 @@ def test_what_was_packed_is_damaged(tmp_path: Path, bundle: Path) -> None:
     ):
         assert good.count(before) == 1
         packed.write_bytes(good.replace(before, after))
-        done = mayfly("ls", packed)
+        done = mayfly_here("ls", packed)
         assert done.returncode == 5, done.stderr
         assert "the packed document" in done.stderr
 
@@ -209,7 +216,7 @@ def test_table_is_damaged(tmp_path: Path, document: Place, bundle: Place) -> Non
     data = bytearray(path.read_bytes().ljust(PAGE * 301, b" "))
     data[PAGE : PAGE + TABLE.size] = Table(PAGE, PAGE * 3, document, bundle).encode()
     path.write_bytes(data[: bundle.end])
-    done = mayfly("ls", path)
+    done = mayfly_here("ls", path)
     assert (done.returncode, len(done.stderr.splitlines())) == (5, 1), done.stderr
     assert "the table of the one file is damaged: copy it again" in done.stderr
 
@@ -218,7 +225,7 @@ def test_a_runtime_that_was_cut_short(tmp_path: Path, bundle: Path) -> None:
     """As by an interrupted download: it is refused before anything is written."""
     runtime = stand_in(tmp_path / "one-file")
     os.truncate(runtime, runtime.stat().st_size - 1)
-    done = mayfly("pack", bundle, "-o", tmp_path / "out.run", "--runtime", runtime)
+    done = mayfly_here("pack", bundle, "-o", tmp_path / "out.run", "--runtime", runtime)
     assert done.returncode == 5, done.stderr
     assert f"--runtime {runtime}: " in done.stderr
     assert "it was cut short, copy it again" in done.stderr
@@ -277,7 +284,7 @@ def test_a_tar_that_is_a_one_file(tmp_path: Path, bundle: Path) -> None:
     packed[checksum] = b" " * 8
     packed[checksum] = b"%06o\0 " % sum(packed[:512])
     (tmp_path / "out.run").write_bytes(packed)
-    done = mayfly("ls", tmp_path / "out.run")
+    done = mayfly_here("ls", tmp_path / "out.run")
     assert done.returncode == 5, done.stderr
     assert "a tar and a one file" in done.stderr
 
@@ -377,14 +384,14 @@ def test_its_own_bundle(tmp_path: Path, bundle: Path) -> None:
         done = started(packed, *words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         # In words, where there is no other word for a source of content.
-        assert done.stdout == run_mayfly(*words, bundle)
+        assert done.stdout == _printed(*words, bundle)
     assert "team/other" in started(packed, "ls", other, cwd=tmp_path).stdout
     root = ("--root", tmp_path / "root")
     assert started(packed, "import", *root, cwd=tmp_path).returncode == 0
     assert started(packed, "import", *root, other, cwd=tmp_path).returncode == 0
     assert "team/other" in started(packed, "ls", *root, cwd=tmp_path).stdout
     assert "team/app" in started(packed, "ls", *root, cwd=tmp_path).stdout
-    assert_refused(mayfly("import", *root), "Missing argument 'BUNDLE...'")
+    assert_refused(mayfly_here("import", *root), "Missing argument 'BUNDLE...'")
     done = started(packed, "status", cwd=tmp_path)
     assert (done.returncode, "packed-state" in done.stderr) == (6, True)
 
@@ -450,4 +457,4 @@ def test_a_bundle_is_not_a_one_file(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
         with (tmp_path / name).open("rb") as file:
             assert read_table(file.fileno()) is None
-        assert mayfly("ls", tmp_path / name).returncode == 5
+        assert mayfly_here("ls", tmp_path / name).returncode == 5

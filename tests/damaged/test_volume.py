@@ -6,24 +6,20 @@ The outcome of each is a line of a table, ``outcomes-*.txt``. Where it is change
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import re
 import shutil
-import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mayfly.registry.cli import execute
 from tests.bundle.builders import Layout
 from tests.conftest import Record
 from tests.damaged.volume import CASES, Repository, build
 from tests.support import client
+from tests.support.commands import mayfly_here
 from tests.support.process import Mayfly, need
 
 HERE = Path(__file__).parent
@@ -34,17 +30,9 @@ COLUMNS = (
 
 def mayfly(*arguments: str | Path) -> tuple[int, str, str]:
     """A command in this process: exit code, standard output and error."""
-    before, handler = sys.argv, signal.getsignal(signal.SIGTERM)
-    sys.argv = ["mayfly", *map(str, arguments)]
-    output, errors = io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-            code = execute()
-    finally:
-        sys.argv = before
-        signal.signal(signal.SIGTERM, handler)
-    assert "Traceback" not in errors.getvalue(), errors.getvalue()
-    return int(code or 0), output.getvalue(), errors.getvalue()
+    done = mayfly_here(*arguments)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
 
 
 class Http:

@@ -19,7 +19,7 @@ from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.files import Directory
 from mayfly.storage.directory.store import DistributionStore
 from mayfly.storage.transfer import inventory
-from tests.support.commands import mayfly
+from tests.support.commands import mayfly_here
 from tests.support.images import image_body, push, put
 from tests.support.process import Mayfly
 
@@ -42,7 +42,7 @@ def root(tmp_path: Path) -> Path:
 
 def _create(root: Path, output: Path, *words: str | Path) -> list[Path]:
     names = [f"localhost/{APP}:{number}" for number in range(4)]
-    done = mayfly("bundle", "create", *names, "--from", root, "-o", output, "--json", *words)
+    done = mayfly_here("bundle", "create", *names, "--from", root, "-o", output, "--json", *words)
     assert done.returncode == 0, done.stderr
     return [Path(name) for name in json.loads(done.stdout.splitlines()[-1])["files"]]
 
@@ -66,7 +66,7 @@ def test_each_volume_is_small_and_a_layout(root: Path, tmp_path: Path) -> None:
     shares = [_layers(path) for path in paths]
     assert sum(map(len, shares)) == len(set().union(*shares)) == len(LAYERS)
     for path in paths:
-        listed = json.loads(mayfly("ls", path, "--json").stdout)["images"]
+        listed = json.loads(mayfly_here("ls", path, "--json").stdout)["images"]
         assert [one["name"] for one in listed] == [f"{APP}:{n}" for n in range(4)]
     before = [path.read_bytes() for path in paths]
     stamps = [path.stat().st_mtime_ns for path in paths]
@@ -92,13 +92,13 @@ def test_too_small_volumes_are_refused(root: Path, tmp_path: Path) -> None:
     """The message says how large they must be, and nothing is written."""
     output = tmp_path / "up.tar"
     words = ("--from", root, "-o", output, "--volume-size", "100KiB")
-    done = mayfly("bundle", "create", f"localhost/{APP}:1", *words)
+    done = mayfly_here("bundle", "create", f"localhost/{APP}:1", *words)
     assert done.returncode == 2
     needed = int(done.stderr.partition("need at least ")[2].split()[0])
     assert list(tmp_path.glob("up*")) == []
     size = f"{-(-needed // 1024) + 10}KiB"
     words = ("--from", root, "-o", output, "--volume-size", size)
-    assert mayfly("bundle", "create", f"localhost/{APP}:1", *words).returncode == 0
+    assert mayfly_here("bundle", "create", f"localhost/{APP}:1", *words).returncode == 0
 
 
 def test_served_unmerged_and_one_lost(
@@ -108,7 +108,9 @@ def test_served_unmerged_and_one_lost(
     paths = _split(root, tmp_path)
     served = start_mayfly(*map(str, paths), root=tmp_path / "r1", state_dir=tmp_path / "s1")
     assert "WARNING" not in served.output()
-    done = mayfly("export", "--all", "-o", tmp_path / "x.tar", "--root", root, "--have", served.url)
+    done = mayfly_here(
+        "export", "--all", "-o", tmp_path / "x.tar", "--root", root, "--have", served.url
+    )
     assert done.returncode == 0, done.stderr
     assert _layers(tmp_path / "x.tar") == set()
     lost = paths.pop(1)
@@ -117,10 +119,10 @@ def test_served_unmerged_and_one_lost(
     said = beside.output()
     assert f"{lost.name} (volume 2 of 4) is not among the bundles" in said
     assert f"1 image cannot be pulled: localhost/{APP}:1" in said
-    done = mayfly("import", *paths, "--root", tmp_path / "imported")
+    done = mayfly_here("import", *paths, "--root", tmp_path / "imported")
     assert done.returncode == 5
     assert f"{lost.name} (volume 2 of 4)" in done.stderr
-    done = mayfly("import", *paths, lost, "--root", tmp_path / "imported")
+    done = mayfly_here("import", *paths, lost, "--root", tmp_path / "imported")
     assert done.returncode == 0, done.stderr
 
 
@@ -128,7 +130,7 @@ def test_a_cut_volume_is_named_with_its_images(root: Path, tmp_path: Path) -> No
     """The others tell what it takes along."""
     paths = _split(root, tmp_path)
     paths[2].write_bytes(paths[2].read_bytes()[:100_000])
-    done = mayfly("ls", *paths)
+    done = mayfly_here("ls", *paths)
     assert done.returncode == 5
     assert "up.003.tar (volume 3 of 4) is not among the bundles: without it 1 image" in done.stderr
     assert f"localhost/{APP}:2" in done.stderr
@@ -161,7 +163,9 @@ def test_inventory_makes_a_difference(
     whole = tmp_path / "whole.tar"
     _create(root, whole)
     served = start_mayfly(str(whole), root=tmp_path / "r", state_dir=tmp_path / "s")
-    texts = [mayfly("inventory", *words) for words in (("--root", root), (whole,), (served.url,))]
+    texts = [
+        mayfly_here("inventory", *words) for words in (("--root", root), (whole,), (served.url,))
+    ]
     assert [one.returncode for one in texts] == [0, 0, 0], [one.stderr for one in texts]
     assert texts[0].stdout == texts[1].stdout == texts[2].stdout
     known = tmp_path / "known.txt"
@@ -170,7 +174,7 @@ def test_inventory_makes_a_difference(
         push(store, APP, b"new layer" * 1000)
         put(store, APP, image_body(b"{}", [LAYERS[0], b"new layer" * 1000]), "3")
     delta = tmp_path / "delta.tar"
-    done = mayfly("export", "--all", "--root", root, "-o", delta, "--have", known)
+    done = mayfly_here("export", "--all", "--root", root, "-o", delta, "--have", known)
     assert done.returncode == 0, done.stderr
     check = texts[0].stderr.split()[1].rstrip(":")
     assert check in done.stderr
@@ -184,12 +188,12 @@ def test_inventory_makes_a_difference(
 
 def test_a_changed_inventory_is_refused(root: Path, tmp_path: Path) -> None:
     """A line less, or a digit changed: exit code 2, nothing is written."""
-    text = mayfly("inventory", "--root", root).stdout
+    text = mayfly_here("inventory", "--root", root).stdout
     lines = text.splitlines()
     for changed in (lines[:-1], [*lines[:3], lines[3][:-1] + "x", *lines[4:]], lines[:1]):
         (tmp_path / "known.txt").write_text("\n".join(changed))
         words = ("--root", root, "-o", tmp_path / "x.tar", "--have", tmp_path / "known.txt")
-        done = mayfly("export", "--all", *words)
+        done = mayfly_here("export", "--all", *words)
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "x.tar").exists()
