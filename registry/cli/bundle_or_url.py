@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -17,6 +18,8 @@ from mayfly.storage.directory.uploads import DirectoryUpload
 from mayfly.storage.errors import StorageError
 from mayfly.storage.interface import LowerStore
 from mayfly.storage.reading import find_blob
+
+_HOST_AND_PORT = re.compile(r"[A-Za-z0-9.-]+:[0-9]{2,5}(?:/|$)")
 
 if TYPE_CHECKING:
     from mayfly.storage.bundle.open import Bundles
@@ -88,7 +91,7 @@ def opened(text: str) -> Iterator[Source]:
         return
     from mayfly.storage.bundle.open import open_bundles
 
-    with contextlib.closing(open_bundles([Path(text)])) as bundles:
+    with contextlib.closing(open_bundles([_path(text)])) as bundles:
         yield BundleSource(bundles.layer)
 
 
@@ -144,7 +147,7 @@ def looking_at(texts: Sequence[str], root: Path) -> Iterator[Looked]:
     elif texts:
         from mayfly.storage.bundle.open import open_bundles
 
-        with contextlib.closing(open_bundles([Path(text) for text in texts])) as bundles:
+        with contextlib.closing(open_bundles([_path(text) for text in texts])) as bundles:
             if bundles.unhashed:
                 bundles.hash(lambda size: None)
             yield Looked(bundles.layer, bundles)
@@ -164,6 +167,20 @@ def store_reader(root: Path) -> DirectoryReader:
     if not root.is_dir():
         raise ConfigError(f"--root {root}: there is no such directory")
     return DirectoryReader(root)
+
+
+def _path(text: str) -> Path:
+    """Return the path of a bundle.
+
+    Raises:
+        ConfigError: the text is no file, and names a registry without the scheme of a URL.
+    """
+    path = Path(text)
+    if _HOST_AND_PORT.match(text) and not path.exists():
+        raise ConfigError(
+            f"{text}: there is no such file; a registry is named by its URL, as in https://{text}"
+        )
+    return path
 
 
 def _is_url(text: str) -> bool:

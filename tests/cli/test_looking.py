@@ -151,3 +151,13 @@ def test_what_cannot_be_asked() -> None:
     assert done.returncode == 3
     assert "cannot connect" in done.stderr
     assert mayfly_here("ls", "http://127.0.0.1:1", "bundle.tar").returncode == 2
+
+
+def test_a_registry_without_the_scheme_of_its_url() -> None:
+    """It is no file, and the message has its URL; a file may have such a name."""
+    for words in (["ls"], ["du"], ["inventory"]):
+        done = mayfly_here(*words, "registry.example:5000")
+        assert done.returncode == 2, done.stderr
+        assert "as in https://registry.example:5000" in done.stderr
+    done = mayfly_here("ls", "up:5000.tar")
+    assert (done.returncode, done.stderr) == (5, "mayfly: up:5000.tar: No such file or directory\n")
