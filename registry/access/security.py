@@ -164,9 +164,12 @@ def _ensure_certificate(settings: Settings, run: Run) -> CertificateFiles:
     )
     if made.replaced is not None:
         logger.warning(
-            "the CA is new, since the old one expires on %s, before this run ends: make every "
-            "node trust it (mayfly node-config show)",
+            "the CA is new, since the old one expires on %s, %s: make every node trust it (mayfly "
+            "node-config show)",
             to_the_minute(made.replaced.not_after),
+            "and this run has no deadline (--max-lifetime)"
+            if run.deadline is None
+            else "before this run ends",
         )
     elif early := made.authority.not_yet_valid(now):
         logger.warning(

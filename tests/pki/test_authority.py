@@ -39,6 +39,7 @@ from mayfly.registry.pki.certificate import (
 from mayfly.registry.pki.context import ServerTLS
 from mayfly.registry.pki.errors import TrustError
 from tests.support.certificates import self_signed
+from tests.support.commands import mayfly
 from tests.support.process import need
 
 NAMES = ("localhost", "127.0.0.1", "::1", "registry.example.com", "fd00::2")
@@ -169,6 +170,22 @@ def test_a_ca_that_the_run_outlasts_is_replaced(tmp_path: Path) -> None:
         assert long.made == BOTH
         assert long.replaced is not None
         assert long.replaced.not_after == end
+
+
+def test_the_log_says_why_a_ca_is_replaced(tmp_path: Path) -> None:
+    """A run without a deadline ends at no time that the CA could outlast."""
+    places = ("--state-dir", tmp_path / "state", "--root", tmp_path / "root")
+    for deadline, says in (
+        ("1h", None),
+        ("30m", None),
+        ("never", ", and this run has no deadline (--max-lifetime): make every node trust it"),
+        ("400d", ", before this run ends: make every node trust it"),
+    ):
+        words = ("--listen", "127.0.0.1:0", "--tls", "auto", "--max-lifetime", deadline)
+        done = mayfly("run", *words, *places, "--", "true")
+        assert done.returncode == 0, done.stderr
+        assert ("the CA is new" in done.stderr) == (says is not None)
+        assert (says or "ready") in done.stderr
 
 
 @pytest.mark.parametrize("left", [timedelta(), CA_LEAST_AHEAD])
