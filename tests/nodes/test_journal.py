@@ -180,7 +180,7 @@ def test_an_edit_is_not_lost_unasked(root: Path, target: Target, verb: str) -> N
     edited = root / DAEMON_JSON
     edited.write_bytes(edited.read_bytes() + b"\n")
     with_edit = snapshot(root)
-    with pytest.raises(TrustError, match=r"^/etc/docker/daemon\.json: changed .* --force \(what"):
+    with pytest.raises(TrustError, match=r"^/etc/docker/daemon\.json: changed .* --force \(the"):
         node.apply(target) if verb == "apply" else node.revert()
     assert snapshot(root) == with_edit
     if verb == "apply":

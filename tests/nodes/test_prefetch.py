@@ -209,7 +209,7 @@ def test_memory_does_not_grow_with_output(monkeypatch: pytest.MonkeyPatch) -> No
         (2, "neither docker, containerd nor podman answers on this node", "", "no_runtime"),
         (2, "docker does not answer on this node", "", "no_runtime"),
         (1, "another run of this script is at work here; try again when it is done", "", "busy"),
-        (2, "/etc/a: changed by somebody since Mayfly wrote it; save what", "", "edited"),
+        (2, "/etc/a: changed by somebody since Mayfly wrote it; save the", "", "edited"),
         (2, "this node has no awk", "", "script"),
         (2, "", "mkdir: cannot create directory: No space left on device", "disk_full"),
         (0, "", "", "unreadable"),
