@@ -5,7 +5,8 @@ A damaged entry hides no other: a name whose image cannot be read is a `Damaged`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mayfly.storage.bundle.diagnostics import Code
@@ -48,24 +49,13 @@ def tagged(reader: DirectoryReader) -> Iterator[Image | Damaged]:
 
 
 def _tagged(reader: DirectoryReader, repository: str, tag: str) -> Image | Damaged | None:
-    name = f"{repository}:{tag}"
     try:
-        digest = reader.tag(repository, tag)
+        found = image_of(reader, repository, tag)
     except ManifestUnknown:
         is_lost = reader.lost_history(repository, tag) is not None
         reason = "the tag's link is gone or damaged"
-        return Damaged(name, Code.LINK_LOST, reason) if is_lost else None
-    try:
-        found = image(reader, repository, digest, name)
-    except ManifestUnknown:
-        try:
-            if reader.tag(repository, tag) == digest:
-                reason = f"manifest {digest} is gone or damaged"
-                return Damaged(name, Code.MANIFEST_MISSING, reason)
-        except ManifestUnknown:
-            pass
-        return None  # deleted meanwhile
-    return damage(reader, found) or found
+        return Damaged(f"{repository}:{tag}", Code.LINK_LOST, reason) if is_lost else None
+    return damage(reader, found) or found if isinstance(found, Image) else found
 
 
 def damage(reader: Reader, found: Image) -> Damaged | None:
@@ -81,13 +71,32 @@ def damage(reader: Reader, found: Image) -> Damaged | None:
     return None
 
 
-def examined(reader: Reader, found: Iterable[Image], damaged: list[Damaged]) -> Iterator[Image]:
-    """Yield whole images as they come, and add the others to ``damaged``."""
-    for one in found:
-        if (fault := damage(reader, one)) is not None:
-            damaged.append(fault)
-        else:
-            yield one
+def named(reader: Reader) -> Iterator[Image | Damaged]:
+    """Yield the image of every tag of bundles or of a registry, in order of name.
+
+    Tags whose own link is lost are not among them; see `Bundles.damaged_names`.
+    """
+    for repository in repositories(reader):
+        for tag in reader.tags(repository):
+            with contextlib.suppress(ManifestUnknown):  # deleted meanwhile, or lost
+                found = image_of(reader, repository, tag)
+                if found is not None:
+                    yield found if isinstance(found, Damaged) else damage(reader, found) or found
+
+
+def image_of(reader: Reader, repository: str, tag: str) -> Image | Damaged | None:
+    """Return the image of a tag, or its damage if its manifest is gone; None if it is deleted now.
+
+    Raises:
+        ManifestUnknown: there is no such tag.
+    """
+    name, digest = f"{repository}:{tag}", reader.tag(repository, tag)
+    try:
+        return image(reader, repository, digest, name)
+    except ManifestUnknown:
+        if reader.tag(repository, tag) == digest:
+            return Damaged(name, Code.MANIFEST_MISSING, f"manifest {digest} is gone or damaged")
+        return None
 
 
 def find(reader: DirectoryReader, text: str) -> tuple[str, Digest]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mayfly.storage.bundle.open import Bundles
     from mayfly.storage.directory.reader import DirectoryReader
     from mayfly.storage.interface import RevisionReader
+    from mayfly.storage.survey import Damaged
 
 
 class Source(Protocol):
@@ -107,6 +108,18 @@ class Looked(NamedTuple):
     reader: RevisionReader
     bundles: Bundles | None = None
     store: DirectoryReader | None = None
+
+    def lost_names(self) -> list[Damaged]:
+        """Return the names in registries' directories that lead to no image; reads all of them.
+
+        A repository or directory that cannot be read is one of them.
+        """
+        from mayfly.storage.survey import Damaged
+
+        lost = () if self.bundles is None else self.bundles.damaged_names()
+        return [
+            Damaged(one.image, one.code, one.text.removeprefix(f"{one.image}: ")) for one in lost
+        ]
 
     def find(self, image: str) -> tuple[str, Digest]:
         """Return the repository and digest that an image name means.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from mayfly.registry.cli.bundle_or_url import looking_at
+from mayfly.registry.cli.bundle_or_url import Looked, looking_at
 from mayfly.registry.cli.help import Command
 from mayfly.registry.cli.options import as_json, print_json
 from mayfly.registry.cli.store import name_damaged
@@ -50,17 +50,21 @@ def command(
         fetch: dict[Digest, int] = {}
         olds, news = {}, {}
         damaged: list[Damaged] = []
-        for name, image in _images(a.reader, "A", only, damaged):
+        for name, image in _images(a, "A", only, damaged):
             olds[name] = _side(image, known)
             known.update(image.blobs)
-        for name, image in _images(b.reader, "B", only, damaged):
+        for name, image in _images(b, "B", only, damaged):
             news[name] = _side(image, known)
             fetch.update((d, size) for d, size in image.blobs.items() if d not in known)
         not_compared = {one.name for one in damaged}
         for text in only:
             if text not in olds and text not in news and text not in not_compared:
                 raise ManifestUnknown(f"no image {text} in A or B")
-        names = sorted((olds.keys() | news.keys()) - not_compared)
+        names = sorted(
+            name
+            for name in olds.keys() | news.keys()
+            if not_compared.isdisjoint((name, split_stored(name)[0]))
+        )
         pairs = [(name, olds.get(name), news.get(name)) for name in names]
         differing = [
             (name, one, other)
@@ -109,7 +113,7 @@ def _side(image: Image, known: set[Digest]) -> _Side:
 
 
 def _images(
-    reader: Reader, side: str, only: tuple[str, ...], damaged: list[Damaged]
+    looked: Looked, side: str, only: tuple[str, ...], damaged: list[Damaged]
 ) -> Iterator[tuple[str, Image]]:
     """Yield whole images with the name to compare them by, and add the others to ``damaged``.
 
@@ -117,25 +121,30 @@ def _images(
         side: A or B.
         only: names of the images; empty for all.
     """
-    from mayfly.storage.survey import damage
+    from mayfly.storage.survey import Damaged
 
-    for name, image in _named(reader, only):
-        if (fault := damage(reader, image)) is not None:
-            damaged.append(replace(fault, name=name, detail=f"in {side}, {fault.detail}"))
+    lost = {one.name: one for one in looked.lost_names() if not only or one.name in only}
+    for name, one in _named(looked.reader, only):
+        if isinstance(one, Damaged):
+            lost.setdefault(name, one)
         else:
-            yield name, image
+            yield name, one
+    for name, one in lost.items():
+        damaged.append(replace(one, name=name, detail=f"in {side}, {one.detail}"))
 
 
-def _named(reader: Reader, only: tuple[str, ...]) -> Iterator[tuple[str, Image]]:
-    from mayfly.storage.images import image, images, resolve
+def _named(reader: Reader, only: tuple[str, ...]) -> Iterator[tuple[str, Image | Damaged]]:
+    from mayfly.storage.images import image, resolve
+    from mayfly.storage.survey import damage, named
 
     if not only:
-        for one in images(reader):
+        for one in named(reader):
             yield one.name, one
     for text in only:
         with contextlib.suppress(ManifestUnknown):
             repository, digest = resolve(reader, text)
-            yield text, image(reader, repository, digest, f"{repository}@{digest}")
+            found = image(reader, repository, digest, f"{repository}@{digest}")
+            yield text, damage(reader, found) or found
 
 
 def _row(

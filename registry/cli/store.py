@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,15 +129,22 @@ def _list_sources(ctx: click.Context, sources: Sequence[str], root: Path, json: 
     Raises:
         BundleInvalid: a bundle cannot be read.
     """
-    from mayfly.storage.images import images
-    from mayfly.storage.survey import examined
+    from mayfly.storage.survey import Damaged, named
 
     unreadable: list[Damaged] = []
     listed = (asdict(one) for one in unreadable)
     with looking_at(sources, root) as looked:
-        found = examined(looked.reader, images(looked.reader), unreadable)
+        lost = {one.name for one in looked.lost_names()}
+
+        def found() -> Iterator[Image]:
+            for one in named(looked.reader):
+                if not isinstance(one, Damaged):
+                    yield one
+                elif one.name not in lost:
+                    unreadable.append(one)
+
         if looked.bundles is None:
-            _print_images(looked.reader, found, json, damaged=listed)
+            _print_images(looked.reader, found(), json, damaged=listed)
             name_damaged(ctx, unreadable, json, mend=False)
             return
         opened = looked.bundles
@@ -145,7 +152,7 @@ def _list_sources(ctx: click.Context, sources: Sequence[str], root: Path, json: 
         damaged = opened.damaged_names()
         facts = {"notices": opened.notices, "left_out": [*left_out, *damaged]}
         data = {name: [one.to_json() for one in several] for name, several in facts.items()}
-        _print_images(looked.reader, found, json, damaged=listed, **data)
+        _print_images(looked.reader, found(), json, damaged=listed, **data)
         for one in () if json else (*opened.notices, *left_out, *damaged):
             echo(one, err=True)
     code = Exit.BUNDLE if left_out else Exit.STORAGE
@@ -272,6 +279,8 @@ def du(ctx: click.Context, sources: tuple[str, ...], root: Path, json: bool) -> 
     if sources:
         with looking_at(sources, root) as looked:
             found = space_of(looked.reader)
+            damaged = {one.name: one for one in (*found.damaged, *looked.lost_names())}
+            found = replace(found, damaged=tuple(damaged.values()))
     else:
         found = space(store_reader(root))
     if json:

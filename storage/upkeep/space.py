@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from mayfly.storage.digest import Digest
 from mayfly.storage.directory.reader import DirectoryReader
 from mayfly.storage.errors import ManifestUnknown
-from mayfly.storage.images import image
+from mayfly.storage.images import Image, image
 from mayfly.storage.interface import RevisionReader
 from mayfly.storage.reading import repositories
-from mayfly.storage.survey import Damaged, damage, tagged, untagged
+from mayfly.storage.survey import Damaged, damage, image_of, tagged, untagged
 from mayfly.storage.upkeep.collect import marked
 
 
@@ -100,7 +100,10 @@ def space_of(reader: RevisionReader) -> Space:
         reached: set[Digest] = set()
         for tag in reader.tags(repository):
             with contextlib.suppress(ManifestUnknown):  # a tag that leads nowhere
-                one = image(reader, repository, reader.tag(repository, tag), f"{repository}:{tag}")
+                one = image_of(reader, repository, tag)
+                if not isinstance(one, Image):
+                    damaged += [] if one is None else [one]
+                    continue
                 if (fault := damage(reader, one)) is not None:
                     damaged.append(fault)
                     reached.update(one.manifests)

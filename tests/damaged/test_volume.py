@@ -6,6 +6,7 @@ The outcome of each is a line of a table, ``outcomes-*.txt``. Where it is change
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,11 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from mayfly.storage.directory.store import DistributionStore
 from tests.bundle.builders import Layout
 from tests.conftest import Record
 from tests.damaged.volume import CASES, Repository, build
 from tests.support import client
 from tests.support.commands import mayfly_here
+from tests.support.images import put_image
 from tests.support.process import Mayfly, need
 
 HERE = Path(__file__).parent
@@ -188,6 +191,34 @@ def test_commands_over_a_bundle(writer: str, tmp_path: Path) -> None:
     assert f"{name}: in B, manifest sha256:" in errors
     code, _, errors = mayfly("diff", good, root, "--image", name, "--image", "no/such:v1")
     assert "no image no/such:v1 in A or B" in errors
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "{repository}/_manifests/tags/v1/current/link",
+        "{repository}/_manifests/revisions/sha256/{hex}/link",
+        "blobs/sha256/{hex:.2}/{hex}/data",
+    ],
+    ids=["link of the tag", "link of the manifest", "manifest"],
+)
+def test_names_that_lead_to_no_image(tmp_path: Path, lost: str) -> None:
+    """Commands that look at a directory name an image whose way in it is lost; to `diff` it is not
+    one that the other side has gained or lost."""
+    good, root = tmp_path / "good", tmp_path / "root"
+    with contextlib.closing(DistributionStore(good)) as store:
+        put_image(store, "app", "v2", annotations={"is": "whole"})
+        _, digest = put_image(store, "app", "v1")
+    shutil.copytree(good, root)
+    path = lost.format(repository="repositories/app", hex=digest.hex)
+    (root / "docker/registry/v2" / path).unlink()
+    for arguments in (("ls", root), ("du", root), ("diff", good, root), ("diff", root, good)):
+        code, output, errors = mayfly(*arguments)
+        assert code == 4, (arguments, output, errors)
+        assert errors.count("app:v1: ") == 1
+        assert "app:v1" not in output and "app:v2" not in errors
+    _, output, _ = mayfly("du", root, "--json")
+    assert [one["name"] for one in json.loads(output)["damaged"]] == ["app:v1"]
 
 
 def test_repair(writer: str, tmp_path: Path) -> None:
