@@ -15,7 +15,7 @@ import pytest
 
 from tests.bundle.builders import Layout, layers, tar
 from tests.support.client import get_cut
-from tests.support.commands import mayfly
+from tests.support.commands import mayfly_here
 from tests.support.images import digest_of
 from tests.support.process import PATIENCE, Mayfly
 
@@ -49,7 +49,7 @@ def get(server: Mayfly, path: str) -> tuple[int, bytes]:
 
 def status(server: Mayfly) -> dict[str, Any]:
     """What `mayfly status --json` says."""
-    done = mayfly("status", "--json", "--state-dir", server.state_dir)
+    done = mayfly_here("status", "--json", "--state-dir", server.state_dir)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -92,7 +92,7 @@ def test_reported(layout: Layout, start_mayfly: StartMayfly, tmp_path: Path) -> 
         f"{bundle}: {digest_of(BAD)} is corrupt (bytes {first} to {last}); images that need it: "
         f"{', '.join(IMAGES)}; fetch the bundle again and restart\n"
     )
-    assert f"corrupt: {line}" in mayfly("status", "--state-dir", server.state_dir).stdout
+    assert f"corrupt: {line}" in mayfly_here("status", "--state-dir", server.state_dir).stdout
     assert server.stop() == 0
     assert report(server)["corrupt"] == [found]
     assert report(server)["exit_code"] == 0
@@ -187,7 +187,7 @@ def test_ambiguous(start_mayfly: StartMayfly, tmp_path: Path) -> None:
     server = start_mayfly(str(layout.write_tar(tmp_path / "upgrade.tar")))
     names = ["one.example/team/app", "two.example/team/app"]
     assert status(server)["ambiguous"] == {"team/app": names}
-    shown = mayfly("status", "--state-dir", server.state_dir).stdout
+    shown = mayfly_here("status", "--state-dir", server.state_dir).stdout
     wanted = f"ambiguous: team/app is in several upstreams; ask for {names[0]} or {names[1]}\n"
     assert wanted in shown
     assert status(server)["corrupt"] == []

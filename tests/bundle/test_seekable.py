@@ -33,7 +33,7 @@ from tests.bundle.builders import Layout, layers, proof_of, read, tar
 from tests.bundle.conftest import OpenAll
 from tests.bundle.makers import seek_table, seekable
 from tests.support.client import get_cut
-from tests.support.commands import mayfly
+from tests.support.commands import mayfly_here
 from tests.support.images import digest_of
 from tests.support.process import PATIENCE, REPO, Mayfly
 
@@ -119,10 +119,10 @@ def test_damaged_frame(plain: bytes, start_mayfly: StartMayfly, tmp_path: Path) 
     assert get_cut(server.host, f"/v2/team/app/blobs/{digest_of(SMALL)}") == (200, SMALL)
     assert f"{digest_of(data)} is corrupt" in server.output()
     assert "Traceback" not in server.output()
-    done = mayfly("verify", path)
+    done = mayfly_here("verify", path)
     assert done.returncode == 4
     assert digest_of(data) in done.stdout + done.stderr
-    done = mayfly("import", "--root", tmp_path / "root", path)
+    done = mayfly_here("import", "--root", tmp_path / "root", path)
     assert done.returncode == 5
     assert digest_of(data) in done.stderr
 
@@ -186,7 +186,7 @@ def test_expands_too_far(tmp_path: Path) -> None:
     data = tar({"blobs/sha256/x": bytes(80 * 2**20)})
     path = write(tmp_path / "b.tar.zst", seekable(data, 2**23))
     for words in (["ls", path], ["import", "--root", tmp_path / "root", path]):
-        done = mayfly(*words)
+        done = mayfly_here(*words)
         assert done.returncode == 5
         assert f"{path}: it expands to more than 100 times its size" in done.stderr
         assert len(done.stderr.splitlines()) == 1
@@ -195,7 +195,7 @@ def test_expands_too_far(tmp_path: Path) -> None:
     table = struct.pack("<II", len(frame), 2**23) * 100
     path.write_bytes(frame * 100 + seek_table(table, 100))
     assert path.stat().st_size < 10**6
-    assert "it expands to more than 100 times" in mayfly("ls", path).stderr
+    assert "it expands to more than 100 times" in mayfly_here("ls", path).stderr
 
 
 def test_frame_without_its_size(tmp_path: Path) -> None:
@@ -370,8 +370,8 @@ def test_export(layout: Layout, tmp_path: Path, open_all: OpenAll) -> None:
     """What ``export`` writes to FILE.zst is served in place, and is a tar to every zstd reader."""
     source = layout.write_tar(tmp_path / "source.tar")
     root, packed = tmp_path / "root", tmp_path / "out.tar.zst"
-    assert mayfly("import", "--root", root, source).returncode == 0
-    assert mayfly("export", "--all", "-o", packed, "--root", root).returncode == 0
+    assert mayfly_here("import", "--root", root, source).returncode == 0
+    assert mayfly_here("export", "--all", "-o", packed, "--root", root).returncode == 0
     layer = open_all(packed).layer
     data = tar({"large": LARGE})
     assert read(layer.blob("team/app", digests.of(data))) == data
@@ -383,7 +383,7 @@ def test_export(layout: Layout, tmp_path: Path, open_all: OpenAll) -> None:
         assert frames is not None
         assert frames.read(0, 2**30) == whole
     # An import reads it in place, too.
-    done = mayfly("import", "--root", tmp_path / "again", packed)
+    done = mayfly_here("import", "--root", tmp_path / "again", packed)
     assert done.returncode == 0
     assert "expanding" not in done.stderr
 
@@ -408,12 +408,12 @@ def test_ordinary(kind: str, plain: bytes, tmp_path: Path) -> None:
     """Without a list it is refused in one line that says what to do, and imported whole."""
     parts = [plain] if kind == "one frame" else [plain[:50_000], plain[50_000:]]
     path = write(tmp_path / "b.tar.zst", b"".join(map(zstandard.compress, parts)))
-    done = mayfly("ls", path)
+    done = mayfly_here("ls", path)
     assert done.returncode == 5
     assert len(done.stderr.splitlines()) == 1
     for text in (f"mayfly import {path}", f"zstd --decompress --keep {path}", "in frames"):
         assert text in done.stderr
-    done = mayfly("import", "--root", tmp_path / "root", path)
+    done = mayfly_here("import", "--root", tmp_path / "root", path)
     assert done.returncode == 0, done.stderr
     assert "imported 2 images" in done.stdout
 
@@ -442,10 +442,10 @@ def test_large_frames(plain: bytes, tmp_path: Path) -> None:
     layout.name(layout.image(data), "quay.example/team/app:1")
     packed = seekable(tar(layout.all_files()), 9 * 2**20)
     path = write(tmp_path / "b.tar.zst", packed)
-    done = mayfly("ls", path)
+    done = mayfly_here("ls", path)
     assert done.returncode == 5
     assert "frames of more than 8 MiB: import it" in done.stderr
-    assert mayfly("import", "--root", tmp_path / "root", path).returncode == 0
+    assert mayfly_here("import", "--root", tmp_path / "root", path).returncode == 0
 
 
 def test_without_the_package(plain: bytes, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from mayfly.storage.bundle.errors import BundleInvalid
 from mayfly.storage.bundle.packed import PAGE, TABLE, Place, Table, read, read_table, write
 from tests.bundle.builders import REF_NAME, Layout, layers, tar
 from tests.bundle.makers import seekable
-from tests.support.commands import assert_refused, environment, mayfly, mayfly_here
+from tests.support.commands import assert_refused, environment, mayfly, mayfly_here, printed_here
 from tests.support.images import digest_of
 from tests.support.packing import PARTS, command_line_of, pack, stand_in
 from tests.support.process import Process, text_of
@@ -55,13 +55,6 @@ def started(file: Path, *words: object, cwd: Path) -> subprocess.CompletedProces
     )
 
 
-def _printed(*words: object) -> str:
-    """The output of a command that succeeds."""
-    done = mayfly_here(*words)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_each_kind_of_bundle(tmp_path: Path) -> None:
     """A tar, one whose images have no names, and a seekable zstd file are read where they lie."""
     nameless = Layout()
@@ -76,9 +69,9 @@ def test_each_kind_of_bundle(tmp_path: Path) -> None:
         packed = pack(tmp_path / name, tmp_path / "out.run")
         assert packed.read_bytes().endswith(data)
         assert packed.stat().st_mode & 0o111
-        plain = json.loads(_printed("ls", tmp_path / name, "--json"))
-        assert json.loads(_printed("ls", packed, "--json"))["images"] == plain["images"] != []
-        assert "0 faults" in _printed("verify", packed)
+        plain = json.loads(printed_here("ls", tmp_path / name, "--json"))
+        assert json.loads(printed_here("ls", packed, "--json"))["images"] == plain["images"] != []
+        assert "0 faults" in printed_here("verify", packed)
 
 
 def test_noise(tmp_path: Path) -> None:
@@ -87,7 +80,7 @@ def test_noise(tmp_path: Path) -> None:
     layout.name(layout.image(NOISE * 1000), "quay.example/team/noise:1")
     (tmp_path / "up.tar").write_bytes(tar(layout.all_files()) + NOISE.ljust(512, b"\0"))
     packed = pack(tmp_path / "up.tar", tmp_path / "out.run")
-    assert "0 faults" in _printed("verify", packed)
+    assert "0 faults" in printed_here("verify", packed)
     with packed.open("rb") as file:
         table = read_table(file.fileno())
     assert table is not None
@@ -100,11 +93,11 @@ def test_packed_again(tmp_path: Path, bundle: Path) -> None:
     first = pack(bundle, tmp_path / "first.run", "--nodes", "1")
     other = stand_in(tmp_path / "other", machine=183)
     words = ("--runtime", other, "-o", tmp_path / "again.run")
-    assert "aarch64" in _printed("pack", first, *words)
+    assert "aarch64" in printed_here("pack", first, *words)
     again = (tmp_path / "again.run").read_bytes()
     assert again.endswith(bundle.read_bytes())
     assert b'"nodes"' not in again
-    assert _printed("ls", tmp_path / "again.run") == _printed("ls", bundle)
+    assert printed_here("ls", tmp_path / "again.run") == printed_here("ls", bundle)
     assert len(again) == first.stat().st_size
 
 
@@ -384,7 +377,7 @@ def test_its_own_bundle(tmp_path: Path, bundle: Path) -> None:
         done = started(packed, *words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         # In words, where there is no other word for a source of content.
-        assert done.stdout == _printed(*words, bundle)
+        assert done.stdout == printed_here(*words, bundle)
     assert "team/other" in started(packed, "ls", other, cwd=tmp_path).stdout
     root = ("--root", tmp_path / "root")
     assert started(packed, "import", *root, cwd=tmp_path).returncode == 0

@@ -20,7 +20,7 @@ from mayfly.registry.errors import LifetimeError
 from mayfly.registry.nodes.pod_objects import PodNode
 from tests.bundle.builders import Layout
 from tests.cluster.conftest import HOST, RECORDED
-from tests.support.commands import environment, mayfly, run_mayfly
+from tests.support.commands import environment, mayfly_here, printed_here
 from tests.support.process import PATIENCE, REPO, Mayfly, free_port
 
 KUBECTL = r"""#!/bin/sh
@@ -96,7 +96,7 @@ class Upgrade:
         for node in nodes:
             printed = json.dumps({"node": node, "report": report})
             words = ("node", "proof", "--node", node, "-", "--registry", self.url)
-            run_mayfly(*words, "--state-dir", self.server.state_dir, stdin=printed + "\n")
+            printed_here(*words, "--state-dir", self.server.state_dir, stdin=printed + "\n")
 
     def wait(self, *words: str, path: str = "", **shown: str) -> tuple[int, str, str]:
         """Exit code, output and errors."""
@@ -104,7 +104,7 @@ class Upgrade:
         env["STUB_STATE"] = str(self.programs)
         env["PATH"] = path or f"{self.programs}:{os.environ['PATH']}"
         state = ("--state-dir", self.server.state_dir)
-        done = mayfly("wait", "--safe-to-stop", *state, *words, env=env | shown)
+        done = mayfly_here("wait", "--safe-to-stop", *state, *words, env=env | shown)
         return done.returncode, done.stdout, done.stderr
 
     def judged(self, *words: str, path: str = "", **shown: str) -> tuple[int, Any]:
@@ -533,9 +533,11 @@ def test_server_goes_on_and_reports(tmp_path: Path) -> None:
         assert by_node == {("not_proven", "node-2"), ("not_pinned", "node-1")}
         upgrade.prove("node-1", "node-2")
         assert upgrade.judged("--no-kubernetes")[0] == 0
-        status = json.loads(run_mayfly("status", "--json", "--state-dir", upgrade.server.state_dir))
+        status = json.loads(
+            printed_here("status", "--json", "--state-dir", upgrade.server.state_dir)
+        )
         assert status["coverage"]["complete"] and status["ends"] == []
-        run_mayfly("stop", "--state-dir", upgrade.server.state_dir)
+        printed_here("stop", "--state-dir", upgrade.server.state_dir)
         assert upgrade.server.popen.wait(PATIENCE) == 0
         report = json.loads((upgrade.server.state_dir / "report.json").read_text())
         assert report["safe_to_stop"]["safe"] is True
@@ -581,19 +583,19 @@ def test_options_that_would_do_nothing(
     """They are refused."""
     state = ("--state-dir", tmp_path)
     what_for = [] if "--covered" in words else ["--safe-to-stop"]
-    done = mayfly("wait", *what_for, *words, *state)
+    done = mayfly_here("wait", *what_for, *words, *state)
     assert (done.returncode, f"{option} is {what}; leave it out" in done.stderr) == (2, True)
 
 
 def test_options_of_the_environment(tmp_path: Path) -> None:
     """They may be for other commands, so they are not refused."""
     env, state = {"MAYFLY_USER": "x", "MAYFLY_CONTEXT": "x"}, ("--state-dir", tmp_path)
-    assert mayfly("wait", "--covered", *state, env=env).returncode == 6
+    assert mayfly_here("wait", "--covered", *state, env=env).returncode == 6
 
 
 def test_server_without_coverage(tmp_path: Path) -> None:
     """It cannot say what nodes have."""
     with Mayfly(tmp_path / "root", tmp_path / "state", env=environment()) as server:
-        done = mayfly("wait", "--safe-to-stop", "--state-dir", server.state_dir)
+        done = mayfly_here("wait", "--safe-to-stop", "--state-dir", server.state_dir)
     assert done.returncode == 2
     assert "--until-pulled and --nodes" in done.stderr

@@ -40,7 +40,7 @@ from mayfly.storage.digest import Digest
 from mayfly.storage.directory.reader import DirectoryReader
 from mayfly.storage.directory.store import DistributionStore
 from tests.nodes.test_script import PASSWORD, SHELLS, STUBS
-from tests.support.commands import environment, mayfly
+from tests.support.commands import environment, mayfly_here
 from tests.support.images import image_body, push, put
 from tests.support.process import Mayfly, need
 from tests.support.trees import snapshot
@@ -233,7 +233,7 @@ def test_findings_and_nothing_changed(server: Mayfly, tmp_path: Path) -> None:
     words = ("--state-dir", server.state_dir, "--root", server.root, "--via", "ssh", "--json")
     before = {name: snapshot(tmp_path / name) for name in ("root", "state", "home", "bin")}
     path = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "HOME": str(tmp_path / "home")}
-    done = mayfly("check", *words, env=path)
+    done = mayfly_here("check", *words, env=path)
     assert {name: snapshot(tmp_path / name) for name in before} == before
     assert done.returncode == 3, done.stderr
     found = json.loads(done.stdout)
@@ -244,7 +244,7 @@ def test_findings_and_nothing_changed(server: Mayfly, tmp_path: Path) -> None:
     assert codes["incomplete"] == [IMAGES[1]]
     assert not codes.keys() & {"no_users", "unreachable", "certificate", "no_registry", "clock"}
     assert all(one["message"] for one in found["findings"])
-    done = mayfly("check", *words[:-3], env=path)
+    done = mayfly_here("check", *words[:-3], env=path)
     assert f"{IMAGES[2]}: the registry does not have it. To do: serve a bundle" in done.stdout
     assert "looked at 3 images and 0 nodes: 2 findings" in done.stdout
 
@@ -253,9 +253,11 @@ def test_findings_and_nothing_changed(server: Mayfly, tmp_path: Path) -> None:
 def test_options_for_nodes_that_are_not_looked_at(tmp_path: Path, option: str) -> None:
     """They are refused; those of the environment may be for other commands."""
     state = ("--state-dir", tmp_path)
-    done = mayfly("check", *state, option, "3")
+    done = mayfly_here("check", *state, option, "3")
     assert (done.returncode, f"{option} is for --via ssh alone" in done.stderr) == (2, True)
-    assert mayfly("check", *state, env={"MAYFLY_NODES": "x", "MAYFLY_USER": "x"}).returncode == 6
+    assert (
+        mayfly_here("check", *state, env={"MAYFLY_NODES": "x", "MAYFLY_USER": "x"}).returncode == 6
+    )
 
 
 def test_without_a_running_mayfly(tmp_path: Path) -> None:
@@ -272,17 +274,17 @@ def test_without_a_running_mayfly(tmp_path: Path) -> None:
     words = ("check", "--state-dir", tmp_path / "state", "--root", root, "--via", "ssh")
     lists = ("--images", tmp_path / "images", "--nodes", tmp_path / "nodes")
     for few in ((), lists[:2], lists[2:]):
-        done = mayfly(*words, *few, env=env)
+        done = mayfly_here(*words, *few, env=env)
         assert done.returncode == 6
         assert "or name --images LIST, and --nodes FILE for --via ssh" in done.stderr
-    done = mayfly(*words, *lists, "--json", env=env)
+    done = mayfly_here(*words, *lists, "--json", env=env)
     assert done.returncode == 3, done.stderr
     found = json.loads(done.stdout)
     assert (found["images"], found["nodes"], found["registry"]) == (3, 1, False)
     codes = {one["code"] for one in found["findings"]}
     assert codes >= {"absent", "incomplete"}
     assert not codes & {"no_users", "unreachable", "certificate", "no_registry", "unreadable"}
-    done = mayfly(*words, *lists, env=env)
+    done = mayfly_here(*words, *lists, env=env)
     assert "1 node, not at the registry, as no Mayfly runs here: " in done.stdout
 
 
@@ -303,7 +305,7 @@ def test_registry_that_nodes_cannot_use(tmp_path: Path, options: list[str], find
     options = ["--until-pulled", str(tmp_path / "images"), "--nodes", "1", *options]
     running = Mayfly(tmp_path / "root", tmp_path / "state", *options, env=environment())
     try:
-        done = mayfly("check", "--state-dir", running.state_dir, "--root", running.root)
+        done = mayfly_here("check", "--state-dir", running.state_dir, "--root", running.root)
         assert finding in done.stdout
         assert done.returncode == 3
     finally:

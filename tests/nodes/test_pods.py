@@ -36,7 +36,7 @@ from mayfly.registry.settings.errors import ConfigError
 from tests.hostile import texts
 from tests.nodes.test_prefetch import SCRIPT, Recorder
 from tests.process.test_chart import validate
-from tests.support.commands import assert_refused, mayfly, started
+from tests.support.commands import assert_refused, mayfly_here, started
 from tests.support.node_stubs import IMAGES
 from tests.support.process import PATIENCE, REPO, Mayfly, poll, text_of
 
@@ -356,14 +356,14 @@ def test_print(server: Mayfly, state: Path) -> None:
     """The objects, with nodes' credentials, and nothing is made."""
     (state / "some").write_text("good\nhang\n")
     words = ("prefetch", "--state-dir", server.state_dir, "--nodes", state / "some")
-    done = mayfly(*words, "--via", "kubernetes", "--context", "c", "--print")
+    done = mayfly_here(*words, "--via", "kubernetes", "--context", "c", "--print")
     assert done.returncode == 0, done.stderr
     kinds = [one["kind"] for one in json.loads(done.stdout)["items"]]
     assert kinds == ["Namespace", "ServiceAccount", "Secret", "Pod", "Secret", "Pod"]
     asked = (state / "arguments").read_text().splitlines()
     assert all(line.startswith("--context c get node ") for line in asked)
     (state / "some").write_text("notready\n")
-    done = mayfly(*words, "--via", "kubernetes", "--print")
+    done = mayfly_here(*words, "--via", "kubernetes", "--print")
     assert done.returncode == 3
     assert "notready: its kubelet does not answer: kubelet is gone" in done.stderr
 
@@ -373,7 +373,7 @@ def test_without_kubectl(server: Mayfly, state: Path) -> None:
     (state / "bin/kubectl").unlink()
     env = {"PATH": str(state / "bin")}
     words = ("prefetch", "--state-dir", server.state_dir, "--via", "kubernetes")
-    assert_refused(mayfly(*words, env=env), "kubectl: command not found; install kubectl")
+    assert_refused(mayfly_here(*words, env=env), "kubectl: command not found; install kubectl")
 
 
 def test_command_shows_nothing_unescaped(server: Mayfly, state: Path) -> None:
@@ -381,7 +381,7 @@ def test_command_shows_nothing_unescaped(server: Mayfly, state: Path) -> None:
     (state / "some").write_text("hostile\n")
     words = ("prefetch", "--state-dir", server.state_dir, "--nodes", state / "some")
     for more in ((), ("--json",)):
-        done = mayfly(*words, "--via", "kubernetes", *more)
+        done = mayfly_here(*words, "--via", "kubernetes", *more)
         assert done.returncode == 3, done.stderr
         texts.check(done.stdout + done.stderr, is_json=bool(more))
         assert "cleared" in done.stdout
@@ -390,10 +390,10 @@ def test_command_shows_nothing_unescaped(server: Mayfly, state: Path) -> None:
 def test_options_of_another_way(server: Mayfly) -> None:
     """They are refused rather than ignored."""
     words = ("prefetch", "--state-dir", server.state_dir)
-    assert_refused(mayfly(*words, "--via", "kubernetes", "--sudo"), "--sudo")
+    assert_refused(mayfly_here(*words, "--via", "kubernetes", "--sudo"), "--sudo")
     for option in ("--image", "--context"):
-        assert_refused(mayfly(*words, option, "x"), option)
-    assert_refused(mayfly(*words, "--print"), "--print is for --via kubernetes alone")
+        assert_refused(mayfly_here(*words, option, "x"), option)
+    assert_refused(mayfly_here(*words, "--print"), "--print is for --via kubernetes alone")
 
 
 def test_options_of_the_environment(server: Mayfly, state: Path) -> None:
@@ -402,7 +402,7 @@ def test_options_of_the_environment(server: Mayfly, state: Path) -> None:
     words = ("prefetch", "--state-dir", server.state_dir, "--nodes", state / "some")
     env = {"MAYFLY_CONTEXT": "c", "MAYFLY_IMAGE": "x", "MAYFLY_USER": "x"}
     for more in (("--via", "ssh"), ("--via", "kubernetes")):
-        done = mayfly(*words, *more, "--attempts", "1", env=env)
+        done = mayfly_here(*words, *more, "--attempts", "1", env=env)
         assert done.returncode in (0, 3), done.stderr
 
 

@@ -19,7 +19,7 @@ from mayfly.registry.pki.errors import TrustError
 from tests.nodes.test_script import Node, without_clients
 from tests.nodes.test_script import dash as dash
 from tests.support.beside import Request, answering
-from tests.support.commands import assert_refused, mayfly, run_mayfly
+from tests.support.commands import assert_refused, mayfly_here, printed_here
 from tests.support.process import Mayfly, Process
 
 DIGEST = "sha256:" + "ab" * 32
@@ -57,7 +57,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mayfly]:
 
 def proofs(server: Mayfly) -> dict[str, int]:
     """Node → number of images that it proved."""
-    found = json.loads(run_mayfly("status", "--json", "--state-dir", server.state_dir))
+    found = json.loads(printed_here("status", "--json", "--state-dir", server.state_dir))
     return {node: one["images"] for node, one in found["coverage"]["proofs"].items()}
 
 
@@ -71,12 +71,12 @@ def test_output_of_a_script(
     done = dash.run(script, *option, PATH=without_clients(dash))
     assert done.returncode == 0, done.stderr
     state = ("--state-dir", server.state_dir)
-    other = mayfly("node", "proof", "--node", "node-7", *state, "-", stdin=done.stdout)
+    other = mayfly_here("node", "proof", "--node", "node-7", *state, "-", stdin=done.stdout)
     assert_refused(other, "-: the script of node 'n1' printed it, not node-7")
-    told = run_mayfly("node", "proof", "--node", "n1", *state, "-", stdin=done.stdout)
+    told = printed_here("node", "proof", "--node", "n1", *state, "-", stdin=done.stdout)
     assert told == "n1: proof of 1 image sent\n"
     (tmp_path / "output").write_text(done.stdout)
-    told = run_mayfly("node", "proof", "--node", "n1", *state, tmp_path / "output", "--json")
+    told = printed_here("node", "proof", "--node", "n1", *state, tmp_path / "output", "--json")
     assert json.loads(told) == {"node": "n1", "images": 1}
     assert proofs(server) == {"n1": 1}
 
@@ -132,14 +132,14 @@ def test_refusals_in_one_line(server: Mayfly, tmp_path: Path) -> None:
     """No proof, no file, a node that is not waited for, no Mayfly here, no registry there."""
     state = ("--state-dir", server.state_dir)
     proof = ("node", "proof", "--node", "n1")
-    assert_refused(mayfly(*proof, *state, "-", stdin="nothing"), "-: no proof is in it")
-    assert_refused(mayfly(*proof, *state, tmp_path / "none"), "none: No such file")
+    assert_refused(mayfly_here(*proof, *state, "-", stdin="nothing"), "-: no proof is in it")
+    assert_refused(mayfly_here(*proof, *state, tmp_path / "none"), "none: No such file")
     named = PROOF.replace('"n1"', '"other"')
-    other = mayfly("node", "proof", "--node", "other", *state, "-", stdin=named)
+    other = mayfly_here("node", "proof", "--node", "other", *state, "-", stdin=named)
     assert_refused(other, "--node other: not listed")
-    none = mayfly(*proof, "--state-dir", tmp_path, "-", stdin=PROOF)
+    none = mayfly_here(*proof, "--state-dir", tmp_path, "-", stdin=PROOF)
     assert none.returncode == Exit.NOT_RUNNING
-    nobody = mayfly(*proof, *state, "--registry", "http://127.0.0.1:1", "-", stdin=PROOF)
+    nobody = mayfly_here(*proof, *state, "--registry", "http://127.0.0.1:1", "-", stdin=PROOF)
     assert nobody.returncode == Exit.INCOMPLETE
     assert nobody.stderr.startswith("mayfly: http://127.0.0.1:1/mayfly/v1/nodes/n1/nonce: ")
     assert nobody.stderr.count("\n") == 1

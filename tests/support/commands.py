@@ -49,18 +49,23 @@ def mayfly(
     )
 
 
-def mayfly_here(*arguments: object) -> subprocess.CompletedProcess[str]:
+def mayfly_here(
+    *arguments: object, env: Mapping[str, str] | None = None, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Run a command in this process: a start takes ten times as long as most commands.
 
     For tests of what a command does with its arguments; `mayfly` is for how it starts and ends.
     """
     words = ["mayfly", *map(str, arguments)]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    output, errors = io.StringIO(), io.StringIO()
+    given, output, errors = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(3))
+    given.write(stdin)
+    given.seek(0)
     try:
         with (
-            mock.patch.dict(os.environ, environment(), clear=True),
+            mock.patch.dict(os.environ, environment(**(env or {})), clear=True),
             mock.patch.object(sys, "argv", words),
+            mock.patch.object(sys, "stdin", given),
             redirect_stdout(output),
             redirect_stderr(errors),
         ):
@@ -70,7 +75,16 @@ def mayfly_here(*arguments: object) -> subprocess.CompletedProcess[str]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     assert not isinstance(code, str), code
-    return subprocess.CompletedProcess(words, code or 0, output.getvalue(), errors.getvalue())
+    for stream in (output, errors):
+        stream.seek(0)
+    return subprocess.CompletedProcess(words, code or 0, output.read(), errors.read())
+
+
+def printed_here(*arguments: object, stdin: str = "") -> str:
+    """Run a command that succeeds in this process; its standard output."""
+    done = mayfly_here(*arguments, stdin=stdin)
+    assert done.returncode == 0, f"mayfly {arguments} exited {done.returncode}: {done.stderr}"
+    return done.stdout
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import pytest
 from mayfly.storage.directory.store import DistributionStore
 from tests.clients.proxy import SlowProxy
 from tests.faults.disk_mounts import MIB, fill, tmpfs
-from tests.support.commands import command_line, environment, mayfly, started
+from tests.support.commands import command_line, environment, mayfly_here, started
 from tests.support.images import image_body, push, put
 from tests.support.process import PATIENCE, REPO, Mayfly, poll
 
@@ -47,14 +47,14 @@ def stick(tmp_path: Path) -> Iterator[Path]:
 def test_too_little_space_is_told_before_the_first_byte(root: Path, stick: Path) -> None:
     """Exit code 4, both sizes, and nothing is left on the stick."""
     filler = fill(stick, 1_000_000)
-    done = mayfly("bundle", "create", f"{APP}:1", "--from", root, "-o", stick / "up.tar")
+    done = mayfly_here("bundle", "create", f"{APP}:1", "--from", root, "-o", stick / "up.tar")
     assert done.returncode == 4, done.stderr
     assert "2.9 MiB are needed" in done.stderr
     assert "are free; nothing was fetched" in done.stderr
     assert list(stick.iterdir()) == [filler]
     # The volumes of a set are counted together.
     words = ("-o", stick / "up.tar", "--volume-size", "1100000")
-    done = mayfly("bundle", "create", f"{APP}:1", "--from", root, *words)
+    done = mayfly_here("bundle", "create", f"{APP}:1", "--from", root, *words)
     assert done.returncode == 4, done.stderr
     assert list(stick.iterdir()) == [filler]
 
@@ -77,9 +77,9 @@ def test_a_stick_that_fills_is_named_and_the_same_command_goes_on(
         assert "the same command resumes" in line
         assert "Traceback" not in said
         filler.unlink()
-        assert mayfly(*words).returncode == 0
+        assert mayfly_here(*words).returncode == 0
     whole = tmp_path / "whole.tar"
-    assert mayfly("bundle", "create", f"{upstream.host}/{APP}:1", "-o", whole).returncode == 0
+    assert mayfly_here("bundle", "create", f"{upstream.host}/{APP}:1", "-o", whole).returncode == 0
     assert _layers(output) == _layers(whole)
     assert [path.name for path in stick.iterdir()] == ["up.tar"]
 
@@ -93,7 +93,7 @@ def _fill_meanwhile(stick: Path) -> Path:
 
 
 def _layers(bundle: Path) -> list[str]:
-    done = mayfly("inspect", f"{APP}:1", bundle, "--json")
+    done = mayfly_here("inspect", f"{APP}:1", bundle, "--json")
     assert done.returncode == 0, done.stderr
     (platform,) = json.loads(done.stdout)["platforms"]
     return [layer["digest"] for layer in platform["layers"]]
@@ -119,7 +119,7 @@ def test_files_that_are_too_large_for_the_filesystem(root: Path, tmp_path: Path)
 def test_a_directory_that_is_not_there(root: Path, tmp_path: Path) -> None:
     """It is named; exit code 2."""
     output = tmp_path / "none/up.tar"
-    done = mayfly("bundle", "create", f"{APP}:1", "--from", root, "-o", output)
+    done = mayfly_here("bundle", "create", f"{APP}:1", "--from", root, "-o", output)
     assert done.returncode == 2, done.stderr
     assert str(output.parent) in done.stderr
     assert done.stderr.count("\n") == 1

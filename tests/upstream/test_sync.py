@@ -13,7 +13,7 @@ import pytest
 
 from mayfly.storage.directory.store import DistributionStore
 from tests.support.certificates import Pair
-from tests.support.commands import mayfly, run_mayfly
+from tests.support.commands import mayfly_here, printed_here
 from tests.support.images import image_body, push, put
 from tests.support.others import PASSWORD, USER, Other, distribution, olareg
 from tests.upstream.content import APP, Content
@@ -38,13 +38,13 @@ def secure(
 
 def _sync(*words: object, code: int = 0) -> list[dict[str, Any]]:
     """Run ``mayfly sync --json``; its events. It finds no logins but those of the file."""
-    done = mayfly("sync", "--json", *words, env={"DOCKER_CONFIG": "/nowhere"})
+    done = mayfly_here("sync", "--json", *words, env={"DOCKER_CONFIG": "/nowhere"})
     assert done.returncode == code, done.stdout + done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def _names(root: Path) -> set[str]:
-    listed = json.loads(run_mayfly("ls", "--root", root, "--json"))["images"]
+    listed = json.loads(printed_here("ls", "--root", root, "--json"))["images"]
     return {one["name"] for one in listed if "sha256-" not in one["name"]}
 
 
@@ -97,7 +97,7 @@ sync:
         assert targets == dict.fromkeys((*wanted, f"{other.host}/app:stable"), "copied")
         again = _sync(listed, *options)
         assert (again[-1]["present"], again[-1]["size"]) == (4, 0)
-        run_mayfly("copy", f"{other.host}/versions:1.0", f"{other.host}/app:stable", "--override")
+        printed_here("copy", f"{other.host}/versions:1.0", f"{other.host}/app:stable", "--override")
         kept = _sync(listed, *options, code=3)
         assert kept[-1]["skipped"] == 1
         moved = _sync(listed, *options, "--override")
@@ -115,7 +115,7 @@ def test_a_certificate_of_nobody_is_refused(secure: Other, tmp_path: Path) -> No
     events = _sync(listed, tmp_path / "root", *upstream, code=3)
     assert "certificate is not trusted" in json.dumps(events)
     listed.write_text(body % "false")
-    done = mayfly("copy", listed, tmp_path / "root", *upstream)
+    done = mayfly_here("copy", listed, tmp_path / "root", *upstream)
     assert done.returncode == 3
     assert "not verifying TLS has no effect" in done.stderr
     assert "certificate is not trusted" in done.stderr
@@ -125,10 +125,10 @@ def test_without_a_destination(tmp_path: Path) -> None:
     """A file without targets needs DEST; a file that is none is named."""
     listed = tmp_path / "sync.yaml"
     listed.write_text("localhost:1: {images: {tool: ['1']}}\n")
-    done = mayfly("sync", listed)
+    done = mayfly_here("sync", listed)
     assert (done.returncode, "names no target" in done.stderr) == (2, True)
-    done = mayfly("sync", tmp_path / "none.yaml")
+    done = mayfly_here("sync", tmp_path / "none.yaml")
     assert (done.returncode, "No such file" in done.stderr) == (2, True)
     listed.write_text("localhost:1: {images: {tool: ['1']}, cert-dir: /nowhere/at/all}\n")
-    done = mayfly("sync", listed, tmp_path / "root")
+    done = mayfly_here("sync", listed, tmp_path / "root")
     assert (done.returncode, "cert-dir /nowhere/at/all" in done.stderr) == (2, True)
