@@ -9,6 +9,7 @@
 # your cluster, copy the output of `mayfly node-config show` and `mayfly credentials`, and pull by
 # ssh.
 set -eu
+: "${MAYFLY_HOST:?this script is started by mayfly run: see README.md}"
 cd "$(dirname "$0")"
 if [ "$#" -eq 0 ]; then
     # shellcheck disable=SC2046  # one word for each line is intended
