@@ -8,6 +8,8 @@ Nothing is written here; `storage.directory.store` writes.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,8 +178,18 @@ class DirectoryReader:
                 yield name, digest
 
     def tag_names(self, repository: str) -> list[str]:
-        """Return the names of all tags, including those whose link is lost."""
-        return sorted(filter(is_tag, self._tree.entries(self._layout.tags(repository))))
+        """Return the names of all tags, including those whose link is lost.
+
+        Raises:
+            NotADirectoryError: a file is in the place of their directory, or of the one above it:
+                which tags there were is unknown.
+        """
+        directory = self._layout.tags(repository)
+        names = self._tree.entries(directory)
+        for path in () if names else (directory, directory.parent):
+            if self._tree.is_file(path):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        return sorted(filter(is_tag, names))
 
     def lost_tags(self, repository: str) -> Iterator[tuple[str, list[Digest]]]:
         """Yield the tags whose link is lost or damaged, and every manifest they ever pointed at.

@@ -48,7 +48,7 @@ class UnreadCode(StrEnum):
 _TEXTS = {
     UnreadCode.TAG_DANGLING: "the tag leads to no manifest",
     UnreadCode.MANIFEST_MISSING: "the manifest's bytes are gone or damaged",
-    UnreadCode.UNREADABLE: "the manifest cannot be read",
+    UnreadCode.UNREADABLE: "it cannot be read",
     UnreadCode.MANIFEST_CORRUPT: "the manifest is corrupt",
 }
 
@@ -57,7 +57,8 @@ class Unread(NamedTuple):
     """A manifest whose references are unknown, so that all blobs of its repository were kept.
 
     Attributes:
-        image: ``repository@digest``, or ``repository:tag`` of a tag without manifest.
+        image: ``repository@digest``, ``repository:tag`` of a tag without manifest, or a repository
+            that cannot be read at all.
         code: the reason.
         detail: the message of the error behind it; "" if the code says it all.
     """
@@ -157,11 +158,12 @@ class _Collection:
         """Return the old manifests that no tag leads to."""
         found: list[tuple[str, Digest]] = []
         for repository in repositories(self._store):
-            if not all(history for _, history in self._upper.lost_tags(repository)):
-                continue  # a tag may point at any of them
-            linked = list(self._store.revisions(repository))
             below: dict[Digest, list[Digest]] = {}
             try:
+                if not all(history for _, history in self._upper.lost_tags(repository)):
+                    continue  # a tag may point at any of them
+                linked = list(self._store.revisions(repository))
+                waiting = list(self._upper.tag_targets(repository))
                 for digest in linked:
                     body = read_unverified(self._store, repository, digest)
                     if digests.of(body, digest.algorithm) != digest:
@@ -173,7 +175,6 @@ class _Collection:
             except (ManifestUnknown, OSError):
                 continue  # the references of a damaged one are unknown: keep all
             kept: set[Digest] = set()
-            waiting = list(self._upper.tag_targets(repository))
             while waiting:
                 digest = waiting.pop()
                 if digest not in kept:
@@ -259,16 +260,21 @@ def marked(
         return outcomes[digest]
 
     for repository in repositories(store):
-        found = [
-            Unread(f"{repository}@{digest}", *reason)
-            for digest in store.revisions(repository)
-            if (repository, digest) not in deleted
-            if (reason := mark(repository, digest))
-        ]
-        for tag, digest in upper.dangling_tags(repository):
-            if digest is not None:
-                kept.add(digest)
-            found.append(Unread(f"{repository}:{tag}", UnreadCode.TAG_DANGLING))
+        found: list[Unread] = []
+        try:
+            found += (
+                Unread(f"{repository}@{digest}", *reason)
+                for digest in store.revisions(repository)
+                if (repository, digest) not in deleted
+                if (reason := mark(repository, digest))
+            )
+            for tag, digest in upper.dangling_tags(repository):
+                if digest is not None:
+                    kept.add(digest)
+                found.append(Unread(f"{repository}:{tag}", UnreadCode.TAG_DANGLING))
+        except OSError as error:
+            reason = UnreadCode.UNREADABLE, error.strerror or ""
+            found.append(Unread(repository, *reason))
         if found:
             kept.update(upper.blob_links(repository))
             unread += found

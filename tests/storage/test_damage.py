@@ -280,6 +280,22 @@ def test_space_beside_deletions(store: DistributionStore, monkeypatch: pytest.Mo
     assert space(store).unused_size == 0
 
 
+@pytest.mark.parametrize("place", ["_manifests/tags", "_manifests"])
+def test_file_in_the_place_of_tags(store: DistributionStore, root: Path, place: str) -> None:
+    """The repository is named as damaged; garbage collection keeps its content and continues."""
+    path = root / "docker/registry/v2/repositories" / OTHER / place
+    shutil.rmtree(path)
+    path.write_bytes(b"")
+    push(store, OTHER, b"of a lost image")
+    again = DistributionStore(root)
+    assert [one.name for one in tagged(again) if isinstance(one, Damaged)] == [OTHER]
+    unused = push(again, REPO, b"of no image")
+    found = collect(again, 0, untagged=True)
+    assert [one.image for one in found.unread] == [OTHER]
+    assert unused in found.blobs
+    assert read(again.blob(OTHER, digests.of(b"of a lost image"))) == b"of a lost image"
+
+
 def test_size_in_a_manifest(store: DistributionStore, root: Path) -> None:
     """A manifest that gives another size than the blob has is named; nothing can mend it."""
     body = image_body(CONFIG, layers=[descriptor(LAYER, size=7)])
