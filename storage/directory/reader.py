@@ -93,8 +93,9 @@ class DirectoryReader:
     def tags_at(self, repository: str, digest: Digest) -> list[str]:
         """The tags that point at a manifest."""
         link = self._layout.tag_link
-        names = self.tag_names(repository)
-        return [name for name in names if self.read_link(link(repository, name)) == digest]
+        # Not `tag_names`: where a file is in the place of all tags, none points at it.
+        names = filter(is_tag, self._tree.entries(self._layout.tags(repository)))
+        return sorted(name for name in names if self.read_link(link(repository, name)) == digest)
 
     def has_repository(self, repository: str) -> bool:
         return is_repository(self._layout.repository(repository), self._tree)

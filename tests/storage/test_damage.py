@@ -294,6 +294,9 @@ def test_file_in_the_place_of_tags(store: DistributionStore, root: Path, place: 
     assert [one.image for one in found.unread] == [OTHER]
     assert unused in found.blobs
     assert read(again.blob(OTHER, digests.of(b"of a lost image"))) == b"of a lost image"
+    if again.is_linked(OTHER, MANIFEST):
+        again.delete_manifest(OTHER, MANIFEST)
+        assert not again.is_linked(OTHER, MANIFEST)
 
 
 def test_size_in_a_manifest(store: DistributionStore, root: Path) -> None:
