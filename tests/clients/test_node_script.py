@@ -39,7 +39,7 @@ if [ "$KILL_AT" -lt 0 ] && [ "$calls" -ge $((-KILL_AT)) ]; then end; fi
 exit $code
 """
 KILLS = 30 if "MAYFLY_SOAK" in os.environ else 4
-"""Times that each verb is killed, at steps spread over all of it."""
+"""Times that each of the two ways is killed, at steps spread over all of it."""
 
 PORT = 5779
 IMAGES = ("docker.io/library/one:1", "quay.io/team/two:2")
@@ -177,6 +177,7 @@ def test_killed_at_many_steps(network: None, bundle: Path, tmp_path: Path, kind:
             made = mayfly("node", "script", "--node", machine.name, "--state-dir", server.state_dir)
             script = made.stdout
             before = machine.tree()
+            there, back = "apply pull", "unpin --prune revert"
             calls = tmp_path / "calls"
             first = f"PATH={_killers(machine)}:$PATH CALLS={calls}"
 
@@ -184,25 +185,37 @@ def test_killed_at_many_steps(network: None, bundle: Path, tmp_path: Path, kind:
                 calls.unlink(missing_ok=True)
                 return machine.ssh(f"{first} KILL_AT={at} sh -s -- {verbs}", script).returncode
 
-            for verbs in ("apply pull", "unpin --prune revert"):
-                assert run("apply pull") == 0
-                if verbs.endswith("revert"):
-                    assert run(verbs) == 0
-                count = len(calls.read_text().splitlines())
-                assert count > 10
-                for number in range(KILLS):
-                    if verbs != "apply pull":
-                        assert machine.ssh("sh -s -- apply pull", script).returncode == 0
-                    at = 1 + number * (count - 1) // (KILLS - 1)
-                    what = (verbs, at)
-                    assert run(verbs, at if number % 2 else -at) != 0, what
-                    if number % 3 == 0:
-                        done = machine.ssh("sh", script)
-                        assert done.returncode == 0, (what, done.stdout, done.stderr)
-                    done = machine.ssh("sh -s -- unpin --prune revert", script)
-                    assert done.returncode == 0, (what, done.stdout, done.stderr)
-                    assert machine.tree() == before, what
-                    if "containerd" in kind:
-                        assert "pinned=" not in machine.shell("ctr -n k8s.io images ls"), what
+            def finish(verbs: str, what: tuple[str, int]) -> None:
+                done = machine.ssh(f"sh -s -- {verbs}", script)
+                assert done.returncode == 0, (what, done.stdout, done.stderr)
+
+            def take_back(what: tuple[str, int]) -> None:
+                finish(back, what)
+                assert machine.tree() == before, what
+                if "containerd" in kind:
+                    assert "pinned=" not in machine.shell("ctr -n k8s.io images ls"), what
+
+            counts = {}
+            for verbs in (there, back):
+                assert run(verbs) == 0
+                counts[verbs] = len(calls.read_text().splitlines())
+                assert counts[verbs] > 10
+
+            def kill(verbs: str, number: int) -> tuple[str, int]:
+                at = 1 + number * (counts[verbs] - 1) // (KILLS - 1)
+                assert run(verbs, at if number % 2 else -at) != 0, (verbs, at)
+                return verbs, at
+
+            for number in range(KILLS):
+                what = kill(there, number)
+                if number % 3 == 0:
+                    finish("", what)
+                else:
+                    take_back(what)
+                    finish(there, what)
+                what = kill(back, number)
+                if number % 3 != 0:
+                    finish("", what)
+                take_back(what)
     finally:
         machine.stop()
