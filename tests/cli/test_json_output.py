@@ -33,7 +33,7 @@ from mayfly.storage.upkeep.collect import UnreadCode
 from mayfly.storage.upkeep.verify import Fault
 from tests.bundle.builders import Layout, docker_archive, write
 from tests.support.client import basic
-from tests.support.commands import command_line, environment, mayfly, run_mayfly
+from tests.support.commands import command_line, environment, mayfly, mayfly_here, printed_here
 from tests.support.images import digest_of
 from tests.support.node_stubs import put_stubs
 from tests.support.packing import stand_in
@@ -51,7 +51,7 @@ def check(name: str, document: Any) -> None:
 
 def output(*words: object, code: int = 0) -> Any:
     """The one document that a command prints."""
-    done = mayfly(*words, "--json")
+    done = mayfly_here(*words, "--json")
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout)
 
@@ -197,7 +197,7 @@ def test_commands_of_a_server(server: Mayfly, tmp_path: Path) -> None:
     proof = ("node", "proof", "--node", "n1", tmp_path / "printed", *state)
     check("node proof", output(*proof))
     words = ("--nodes", tmp_path / "nodes", "--via", "ssh", "--root", tmp_path / "root")
-    done = mayfly("check", *state, *words, "--json", env=env)
+    done = mayfly_here("check", *state, *words, "--json", env=env)
     assert done.returncode == 3, done.stderr
     check("check", json.loads(done.stdout))
     url = json.loads((server.state_dir / "ready.json").read_text())["url"]
@@ -226,7 +226,7 @@ def _check_prefetch(server: Mayfly, tmp_path: Path, env: dict[str, str]) -> None
     """Every event of prefetch, with a program in place of ssh."""
     (tmp_path / "nodes").write_text("good\nfull\npassing\nnopath\n")
     words = ("--state-dir", server.state_dir, "--nodes", tmp_path / "nodes", "--attempts", "2")
-    done = mayfly("prefetch", *words, "--json", env=env)
+    done = mayfly_here("prefetch", *words, "--json", env=env)
     assert done.returncode == 3, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     for line in lines:
@@ -237,7 +237,7 @@ def _check_prefetch(server: Mayfly, tmp_path: Path, env: dict[str, str]) -> None
 def test_commands_of_a_store(tmp_path: Path, bundle: Path) -> None:
     """import, ls, inspect, du, verify, gc, export, rm."""
     root = ["--root", tmp_path / "store"]
-    done = mayfly("import", bundle, *root, "--json")
+    done = mayfly_here("import", bundle, *root, "--json")
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
         check("import", json.loads(line))
@@ -252,7 +252,7 @@ def test_commands_of_a_store(tmp_path: Path, bundle: Path) -> None:
     check("du", output("du", bundle))
     check("gc", output("gc", *root))
     check("gc", output("gc", "--high", "0.1", "--dry-run", *root, code=3))
-    done = mayfly("export", "--all", "-o", tmp_path / "out.tar", *root, "--json")
+    done = mayfly_here("export", "--all", "-o", tmp_path / "out.tar", *root, "--json")
     for line in done.stdout.splitlines():
         check("export", json.loads(line))
     assert json.loads(done.stdout.splitlines()[-1])["event"] == "exported"
@@ -260,30 +260,30 @@ def test_commands_of_a_store(tmp_path: Path, bundle: Path) -> None:
     create = ["bundle", "create", "localhost/team/app:1", "--from", tmp_path / "store", "--json"]
     create += ["--from", archive]
     for option, event in (("--dry-run", "planned"), ("--jobs=2", "created")):
-        done = mayfly(*create, option, "-o", tmp_path / "new.tar")
+        done = mayfly_here(*create, option, "-o", tmp_path / "new.tar")
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         for line in lines:
             check("bundle create", line)
         assert lines[-1]["event"] == event
     nowhere = ("127.0.0.1:1/team/app:1", "-o", tmp_path / "none.tar", "--json")
-    done = mayfly("bundle", "create", *nowhere)
+    done = mayfly_here("bundle", "create", *nowhere)
     assert done.returncode == 3, done.stderr
     for line in done.stdout.splitlines():
         check("bundle create", json.loads(line))
     assert json.loads(done.stdout.splitlines()[-1])["code"] == "unavailable"
     copy = ["copy", "localhost/team/app:1", "--from", tmp_path / "store", "--json"]
     for words, event in (("--dry-run", "planned"), ("--jobs=2", "copied")):
-        done = mayfly(*copy, words, tmp_path / "other")
+        done = mayfly_here(*copy, words, tmp_path / "other")
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         for line in lines:
             check("copy", line)
         assert lines[-1]["event"] == event
-    done = mayfly("copy", "localhost/none:1", tmp_path / "store", tmp_path / "third", "--json")
+    done = mayfly_here("copy", "localhost/none:1", tmp_path / "store", tmp_path / "third", "--json")
     assert done.returncode == 3, done.stderr
     for line in done.stdout.splitlines():
         check("copy", json.loads(line))
     (tmp_path / "sync.yaml").write_text("127.0.0.1:1: {images: {tool: ['1']}, tls-verify: false}\n")
-    done = mayfly("sync", tmp_path / "sync.yaml", tmp_path / "third", "--json")
+    done = mayfly_here("sync", tmp_path / "sync.yaml", tmp_path / "third", "--json")
     assert done.returncode == 3, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert events != []
@@ -301,7 +301,7 @@ def test_pack(tmp_path: Path, bundle: Path) -> None:
     del layout.files[f"blobs/{digest_of(b'layer').replace(':', '/')}"]
     for one, notices in ((bundle, 0), (layout.write_tar(tmp_path / "delta.tar"), 1)):
         words = ("-o", tmp_path / "out.run", "--runtime", stand_in(tmp_path / "one-file"))
-        done = mayfly("pack", one, *words, "--json")
+        done = mayfly_here("pack", one, *words, "--json")
         assert (done.returncode, done.stderr) == (0, "")
         events = [json.loads(line) for line in done.stdout.splitlines()]
         for event in events:
@@ -313,7 +313,7 @@ def test_pack(tmp_path: Path, bundle: Path) -> None:
 def test_commands_of_a_damaged_store(tmp_path: Path, bundle: Path) -> None:
     """ls, du, verify, gc: each names the damage by a code."""
     root = ["--root", tmp_path / "store"]
-    assert mayfly("import", bundle, *root).returncode == 0
+    assert mayfly_here("import", bundle, *root).returncode == 0
     (manifest,) = output("ls", *root)["images"]
     algorithm, _, text = manifest["digest"].partition(":")
     blobs = tmp_path / "store/docker/registry/v2/blobs"
@@ -332,7 +332,7 @@ def test_credential_provider(tmp_path: Path) -> None:
     check("credential-provider", output("credential-provider", "--config", "--host", "h:1"))
     document = {"kind": "CredentialProviderRequest", "apiVersion": API, "image": "h:1/app"}
     none = ("credential-provider", "--file", tmp_path / "none")
-    check("credential-provider", json.loads(run_mayfly(*none, stdin=json.dumps(document))))
+    check("credential-provider", json.loads(printed_here(*none, stdin=json.dumps(document))))
 
 
 def test_audit_verify(tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_import_of_an_incomplete_bundle(tmp_path: Path) -> None:
     lost = digest_of(b"layer")
     del layout.files[f"blobs/{lost.replace(':', '/')}"]
     bundle = layout.write_tar(tmp_path / "bundle.tar")
-    done = mayfly("import", bundle, "--root", tmp_path / "store", "--json")
+    done = mayfly_here("import", bundle, "--root", tmp_path / "store", "--json")
     assert (done.returncode, done.stderr) == (5, "")
     events = [json.loads(line) for line in done.stdout.splitlines()]
     for event in events:
