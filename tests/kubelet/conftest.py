@@ -81,6 +81,14 @@ def served(cluster: Cluster) -> Iterator[Cluster]:
 
 
 @pytest.fixture
+def trusting(cluster: Cluster) -> Iterator[None]:
+    """For a test that changes or takes back settings of nodes: they trust Mayfly afterwards."""
+    yield
+    for node in cluster.nodes.values():
+        cluster.trust(node)
+
+
+@pytest.fixture
 def kubelets(served: Cluster) -> Iterator[Cluster]:
     """Both kubelets are as they were, afterwards."""
     yield served

@@ -36,26 +36,22 @@ def pod_of(name: str, node: Node, directory: Path, **changes: Any) -> Object:
 
 
 @pytest.fixture
-def trusted(cluster: Cluster, archive: Path) -> Iterator[Deployed]:
+def trusted(cluster: Cluster, archive: Path, trusting: None) -> Iterator[Deployed]:
     """A release for nginx, which is to be pushed. Both nodes trust it, not the other Mayfly."""
     with released(cluster, images=[NGINX]) as made:
         for node in cluster.nodes.values():
             node.trust("--registry", made.host, "--ca", made.ca, "--force")
         yield made
-    for node in cluster.nodes.values():
-        cluster.trust(node)
 
 
 @pytest.fixture
-def untouched(cluster: Cluster) -> Iterator[dict[str, str]]:
+def untouched(cluster: Cluster, trusting: None) -> dict[str, str]:
     """What each node's containerd is told of registries where no Mayfly has been."""
     for node in cluster.nodes.values():
         node.mayfly("node-config", "revert", "--runtime", "containerd")
         node.remove_image(HUB_IMAGE)
         node.forget_pulls()
-    yield {node.name: _settings(node) for node in cluster.nodes.values()}
-    for node in cluster.nodes.values():
-        cluster.trust(node)
+    return {node.name: _settings(node) for node in cluster.nodes.values()}
 
 
 def _settings(node: Node) -> str:

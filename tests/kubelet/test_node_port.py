@@ -62,7 +62,9 @@ def _claim(cluster: Cluster, name: str, path: str) -> None:
     poll(bound)
 
 
-def test_nodes_pull_from_a_node_port(cluster: Cluster, proxies: None, claims: None) -> None:
+def test_nodes_pull_from_a_node_port(
+    cluster: Cluster, proxies: None, claims: None, trusting: None
+) -> None:
     """Both prove what they have; the pod is lost with its node, and its successor continues."""
     one, two = cluster.nodes[1], cluster.nodes[2]
     for node in (one, two):

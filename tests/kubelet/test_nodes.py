@@ -22,7 +22,9 @@ exec {sys.executable} -m mayfly "$@"
 CREDENTIAL = "/etc/mayfly/credential.json"
 
 
-def test_credential_in_hosts_toml_outlives_mayfly(served: Cluster, other_node: Node) -> None:
+def test_credential_in_hosts_toml_outlives_mayfly(
+    trusting: None, served: Cluster, other_node: Node
+) -> None:
     """`node-config apply --node`: no Secret is needed, nor kubelet restarted; later any will do."""
     image = f"{HOST}/team/app:2"
     other_node.remove_image(image)
@@ -41,8 +43,6 @@ def test_credential_in_hosts_toml_outlives_mayfly(served: Cluster, other_node: N
     pod = served.pod(image, node=2, policy="Always")
     pod.fails()
     pod.gone()
-    served.serve()
-    served.trust(other_node)
 
 
 def test_credentials_that_kubelet_has(kubelets: Cluster) -> None:
@@ -116,7 +116,7 @@ def _write_credential(cluster: Cluster, node: Node, **fields: object) -> None:
     node.shell(write, json.dumps(made | fields), CREDENTIAL)
 
 
-def test_secret_for_a_node_port(cluster: Cluster, other_node: Node) -> None:
+def test_secret_for_a_node_port(cluster: Cluster, other_node: Node, trusting: None) -> None:
     """Another port than the one announced: the Secret needs `--host ADDRESS:NODEPORT`."""
     with forwarded(30500) as host:
         other_node.trust("--registry", host, "--ca", cluster.state_dir / "ca.crt")
@@ -125,7 +125,6 @@ def test_secret_for_a_node_port(cluster: Cluster, other_node: Node) -> None:
         pod.gone()
         secret = cluster.secret("node-port", "--host", host, "--node", "node-2")
         cluster.pod(f"{host}/team/app:7", secret, 2).runs().gone()
-    cluster.trust(other_node)
 
 
 @contextmanager

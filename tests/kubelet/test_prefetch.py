@@ -85,12 +85,10 @@ def _left(cluster: Cluster) -> list[str]:
 
 
 @pytest.fixture
-def operator(served: Cluster, tmp_path: Path) -> Iterator[Operator]:
+def operator(served: Cluster, tmp_path: Path, trusting: None) -> Iterator[Operator]:
     """One of whom nothing is left in the cluster afterwards."""
     yield Operator(served, tmp_path)
     assert _left(served) == []
-    for node in served.nodes.values():
-        served.trust(node)
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def _operator(directory: Path, cluster: Cluster) -> Shell:
 
 
 def test_commands_print_what_the_page_says(
-    cluster: Cluster, tmp_path: Path, record: Record
+    cluster: Cluster, tmp_path: Path, record: Record, trusting: None
 ) -> None:
     """From the bundle to the nodes as they were before."""
     for node in cluster.nodes.values():
@@ -98,5 +98,3 @@ def test_commands_print_what_the_page_says(
         shell.run("kubectl delete --wait=false namespace mayfly; kubectl delete -f shop.yaml")
         shell.stop()
         registry.stop()
-    for node in cluster.nodes.values():
-        cluster.trust(node)
