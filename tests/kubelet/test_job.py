@@ -100,6 +100,7 @@ def test_secrets_of_nodes_are_told_apart(cluster: Cluster, trusted: Deployed) ->
     for node in cluster.nodes.values():
         node.remove_image(image)
     cluster.pod(image, secrets[0]).runs().gone()
+    poll(lambda: "node-1: 1 of 1 image" in trusted.log(), trusted.log)
     trusted.kill()
     trusted.wait_until_ready()
     # The Secret was given by the container that was killed.
