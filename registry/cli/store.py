@@ -65,17 +65,17 @@ def ls(
         _list_sources(ctx, sources, root, json)
         return
     reader = store_reader(root)
-    damaged: list[Damaged] = []
+    damaged: dict[str, Damaged] = {}
 
     def images() -> Iterator[Image]:
         for one in chain(tagged(reader), untagged(reader) if everything else ()):
             if isinstance(one, Damaged):
-                damaged.append(one)
+                damaged[one.name] = one
             else:
                 yield one
 
-    _print_images(reader, images(), json, damaged=(asdict(one) for one in damaged))
-    name_damaged(ctx, damaged, json, mend=True)
+    _print_images(reader, images(), json, damaged=(asdict(one) for one in damaged.values()))
+    name_damaged(ctx, tuple(damaged.values()), json, mend=True)
 
 
 def _print_images(reader: Reader, images: Iterator[Image], json: bool, **found: object) -> None:

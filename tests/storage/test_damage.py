@@ -24,6 +24,7 @@ from mayfly.storage.transfer import inventory
 from mayfly.storage.upkeep.collect import collect
 from mayfly.storage.upkeep.space import space
 from mayfly.storage.upkeep.verify import Fault, Finding, repair, verify
+from tests.support.commands import mayfly_here
 from tests.support.images import (
     descriptor,
     image_body,
@@ -289,6 +290,8 @@ def test_file_in_the_place_of_tags(store: DistributionStore, root: Path, place: 
     push(store, OTHER, b"of a lost image")
     again = DistributionStore(root)
     assert [one.name for one in tagged(again) if isinstance(one, Damaged)] == [OTHER]
+    listed = mayfly_here("ls", "--all", "--root", root)
+    assert (listed.returncode, listed.stderr.count(f"{OTHER}: ")) == (4, 1)
     unused = push(again, REPO, b"of no image")
     found = collect(again, 0, untagged=True)
     assert [one.image for one in found.unread] == [OTHER]
