@@ -51,7 +51,7 @@ SHORT := tests/http/test_aiohttp_internals.py tests/http/test_framing.py tests/h
 	tests/access/test_audit.py tests/pki/test_certificate.py tests/upstream/test_lists.py \
 	tests/telemetry/test_metrics.py tests/bundle/test_seekable.py
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/pytest $(or $(ARGS),$(SHORT))
+	$(OLDEST)/bin/pytest --numprocesses=auto --dist=loadscope $(or $(ARGS),$(SHORT))
 
 $(OLDEST)/.installed: pyproject.toml
 	$(call make_venv,$(OLDEST))

@@ -96,7 +96,7 @@ beside it, or daemons to start, a multiple of that."""
 IS_SOAK = any(name.startswith("MAYFLY_SOAK") for name in os.environ)
 """The long forms of tests take as long as they are told to."""
 
-LONG = ("clients", "hostile", "security", "faults", "bundle", "nodes", "fuzz")
+LONG = ("clients", "hostile", "security", "faults", "bundle", "nodes", "fuzz", "upstream")
 """Folders of long tests, which start first: no process is left with one of them at the end."""
 
 INDEPENDENT = (
