@@ -74,7 +74,10 @@ def ls(
             else:
                 yield one
 
-    _print_images(reader, images(), json, damaged=(asdict(one) for one in damaged.values()))
+    def found() -> Iterator[dict[str, object]]:  # read once all images are printed
+        yield from map(asdict, damaged.values())
+
+    _print_images(reader, images(), json, damaged=found())
     name_damaged(ctx, tuple(damaged.values()), json, mend=True)
 
 

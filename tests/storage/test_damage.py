@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -292,6 +293,8 @@ def test_file_in_the_place_of_tags(store: DistributionStore, root: Path, place: 
     assert [one.name for one in tagged(again) if isinstance(one, Damaged)] == [OTHER]
     listed = mayfly_here("ls", "--all", "--root", root)
     assert (listed.returncode, listed.stderr.count(f"{OTHER}: ")) == (4, 1)
+    listed = mayfly_here("ls", "--all", "--root", root, "--json")
+    assert [one["name"] for one in json.loads(listed.stdout)["damaged"]] == [OTHER]
     unused = push(again, REPO, b"of no image")
     found = collect(again, 0, untagged=True)
     assert [one.image for one in found.unread] == [OTHER]
