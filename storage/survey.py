@@ -6,7 +6,7 @@ A damaged entry hides no other: a name whose image cannot be read is a `Damaged`
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mayfly.storage.bundle.diagnostics import Code
@@ -97,6 +97,15 @@ def image_of(reader: Reader, repository: str, tag: str) -> Image | Damaged | Non
         if reader.tag(repository, tag) == digest:
             return Damaged(name, Code.MANIFEST_MISSING, f"manifest {digest} is gone or damaged")
         return None
+
+
+def whole(found: Iterable[Image | Damaged], damaged: dict[str, Damaged]) -> Iterator[Image]:
+    """Yield whole images as they come, and add the others to ``damaged`` by their names."""
+    for one in found:
+        if isinstance(one, Damaged):
+            damaged[one.name] = one
+        else:
+            yield one
 
 
 def find(reader: DirectoryReader, text: str) -> tuple[str, Digest]:

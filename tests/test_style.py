@@ -45,7 +45,7 @@ SUBJECTS = re.compile(
     r"(?:^|[.:;] (?:and |or )?)[Ww]ho (?![^.:;?]*\?)|\bwho may\b(?! have)|"
     r"\b([Tt]hose|[Oo]ne|and|but|for|of) who\b"
 )
-"""A "who" without a user, caller or client before it, and "who may" for a right with a name."""
+"""Uses of "who" without a noun before it, and of "who may" in place of the name of a right."""
 
 DOCUMENT = re.compile(r"\b(?:[A-Z][A-Z_]*|docs/(?:adr/)?[\w-]+)\.(?:md|yaml|json)\b")
 """A document of this project: a page of the repository's root, or a path below docs/."""

@@ -56,7 +56,7 @@ def ls(
     A bundle is listed by the names that nodes ask for. Exit 4 if a name leads to nothing that
     can be read, exit 5 if a bundle lists an image that cannot be served.
     """
-    from mayfly.storage.survey import Damaged, tagged, untagged
+    from mayfly.storage.survey import tagged, untagged, whole
 
     sources = sources if everything else or_own_bundle(sources)
     if sources and everything:
@@ -67,17 +67,12 @@ def ls(
     reader = store_reader(root)
     damaged: dict[str, Damaged] = {}
 
-    def images() -> Iterator[Image]:
-        for one in chain(tagged(reader), untagged(reader) if everything else ()):
-            if isinstance(one, Damaged):
-                damaged[one.name] = one
-            else:
-                yield one
+    images = whole(chain(tagged(reader), untagged(reader) if everything else ()), damaged)
 
     def found() -> Iterator[dict[str, object]]:  # read once all images are printed
         yield from map(asdict, damaged.values())
 
-    _print_images(reader, images(), json, damaged=found())
+    _print_images(reader, images, json, damaged=found())
     name_damaged(ctx, tuple(damaged.values()), json, mend=True)
 
 

@@ -114,7 +114,7 @@ def find(name: str, environment: Mapping[str, str]) -> str:
 
 
 def _script_problem(path: str) -> str:
-    """Return why the kernel would not start a script, or "": it says no more than that of the file.
+    """Return why the kernel would not start a script, or "". Its own error names only the file.
 
     Args:
         path: of any executable file.

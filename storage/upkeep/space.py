@@ -11,7 +11,7 @@ from mayfly.storage.errors import ManifestUnknown
 from mayfly.storage.images import Image, image
 from mayfly.storage.interface import RevisionReader
 from mayfly.storage.reading import repositories
-from mayfly.storage.survey import Damaged, damage, image_of, tagged, untagged
+from mayfly.storage.survey import Damaged, damage, image_of, tagged, untagged, whole
 from mayfly.storage.upkeep.collect import marked
 
 
@@ -50,18 +50,12 @@ def space(reader: DirectoryReader) -> Space:
     count = logical = loose = 0
     needed: dict[Digest, int] = {}
     damaged: dict[str, Damaged] = {}
-    for one in tagged(reader):
-        if isinstance(one, Damaged):
-            damaged[one.name] = one
-            continue
+    for one in whole(tagged(reader), damaged):
         count += 1
         logical += one.size
         needed.update(one.blobs)
     only: dict[Digest, int] = {}
-    for one in untagged(reader):
-        if isinstance(one, Damaged):
-            damaged[one.name] = one
-            continue
+    for one in whole(untagged(reader), damaged):
         loose += 1
         only.update((d, size) for d, size in one.blobs.items() if d not in needed)
     kept, _ = marked(reader, reader)

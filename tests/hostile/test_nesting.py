@@ -1,4 +1,4 @@
-"""Functions that read a text bear any nesting in it (see `growth`)."""
+"""Functions that read text accept or refuse it, however deeply it is nested (see `growth`)."""
 
 from __future__ import annotations
 
