@@ -100,8 +100,9 @@ class Pulls:
         self, node: str, repository: str, digest: str, refs: ManifestRefs, *, head: bool
     ) -> None:
         """Note that a manifest was served to a node."""
-        for one in (digest, *refs.children):
-            self._interrupted.get(node, {}).pop(one, None)
+        if interrupted := self._interrupted.get(node):
+            for one in (digest, *refs.children):
+                interrupted.pop(one, None)
         state = self._touch(node)
         if state is None:
             return
